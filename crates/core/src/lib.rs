@@ -17,7 +17,7 @@ pub use point::{
     WorkloadRef, WriterId,
 };
 pub use progress::{Event, Phase, Progress, Silent};
-pub use store::{BlobStore, Capabilities, Listed, Put};
+pub use store::{BlobStore, Capabilities, Listed, Put, blob_is_under, check_blob_name};
 pub use traits::{
     Blocks, ChangeState, Extent, ExtentKind, Next, Open, Piece, Run, Source, StreamEnd, StreamReader, Target,
 };

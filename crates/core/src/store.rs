@@ -7,7 +7,8 @@ use crate::Result;
 /// A medium that holds blobs: written once, never changed, never half visible.
 ///
 /// Names are relative paths of `[a-z0-9._-]` components joined by `/`, at most 200 bytes, none of them starting
-/// with a dot; a store refuses any other name with [`crate::Code::Bug`].
+/// with a dot; a store refuses any other name with [`crate::Code::Bug`] ([`check_blob_name`]). No blob's name is a
+/// directory of another's: on a file system both cannot be.
 ///
 /// Every implementation passes the conformance suite in `mainstay-testkit`.
 pub trait BlobStore: Send + Sync {
@@ -32,7 +33,8 @@ pub trait BlobStore: Send + Sync {
     /// Removes a blob; an absent one is no error.
     fn delete(&self, name: &str) -> Result<()>;
 
-    /// Makes every earlier `put_new` and `delete` of this value durable.
+    /// Makes every earlier `put_new` and `delete` of this value durable, and with them whatever anyone else had put
+    /// into the same directories by then: a record that was built upon another one never outlives it.
     fn flush(&self) -> Result<()>;
 
     fn capabilities(&self) -> Capabilities;
@@ -50,6 +52,13 @@ pub trait BlobStore: Send + Sync {
         Ok(())
     }
 
+    /// Removes what processes that died in the middle of a `put_new` left outside the names, if it was written
+    /// before `before`; the number of bytes freed. A live process that is hit fails its put, and nothing else.
+    fn sweep_temporary(&self, before: crate::Time) -> Result<u64> {
+        let _nothing_is_left = before;
+        Ok(0)
+    }
+
     /// The whole blob, refusing one that is longer than `limit` bytes with [`crate::Code::Integrity`].
     fn get_whole(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         let size = self.size(name)?;
@@ -58,6 +67,27 @@ pub trait BlobStore: Send + Sync {
             return Err(crate::Error::integrity(what));
         }
         self.get(name, 0..size)
+    }
+}
+
+/// The longest name a blob may have, in bytes.
+const NAME_BYTES_MAX: usize = 200;
+
+/// Refuses, with [`crate::Code::Bug`], a name that no blob may have.
+pub fn check_blob_name(name: &str) -> Result<()> {
+    let letter = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+    let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(letter);
+    if name.len() <= NAME_BYTES_MAX && name.split('/').all(good) {
+        return Ok(());
+    }
+    Err(crate::Error::bug(format!("{name:?} cannot be the name of a blob")))
+}
+
+/// Whether the blob `name` lies under `prefix`, which is a whole number of components or empty.
+pub fn blob_is_under(name: &str, prefix: &str) -> bool {
+    match name.strip_prefix(prefix) {
+        Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('/'),
+        None => false,
     }
 }
 
@@ -83,4 +113,30 @@ pub struct Capabilities {
     pub create_if_absent: bool,
     /// Blobs can be made immutable until a date.
     pub retain_until: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{blob_is_under, check_blob_name};
+
+    #[test]
+    fn names_that_could_leave_a_directory_or_hide_in_it_are_refused() {
+        for good in ["a", "log/000001", "pack/d/0f/a-b_c.d", "a..b", &"x".repeat(200)] {
+            check_blob_name(good).unwrap();
+        }
+        let long = "x".repeat(201);
+        for bad in [
+            "", "/", "/a", "a/", "a//b", ".", "..", "a/..", "a/../b", ".a", "a/.b", "A", "a b", "a\0", "ä",
+            &long,
+        ] {
+            check_blob_name(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_whole_components() {
+        assert!(["", "a", "a/b", "a/b/c"].iter().all(|prefix| blob_is_under("a/b/c", prefix)));
+        assert!(!["a/b/c/d", "b", "a/bb", "aa"].iter().any(|prefix| blob_is_under("a/b/c", prefix)));
+        assert!(!blob_is_under("ab", "a"));
+    }
 }

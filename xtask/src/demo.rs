@@ -1,0 +1,14 @@
+//! `cargo xtask demo`: not there yet.
+
+use anyhow::bail;
+
+use crate::Verb;
+
+pub(crate) const VERB: Verb = Verb {
+    name: "demo",
+    summary: "not there yet",
+    details: "This verb is not there yet.",
+    switches: &[],
+    options: &[],
+    run: |_| bail!("not there yet"),
+};

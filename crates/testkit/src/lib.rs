@@ -3,9 +3,14 @@
 pub mod suite;
 
 mod clock;
+mod delegate;
+mod faulty;
 mod memory;
 mod rng;
+mod trace;
 
 pub use clock::ScriptedClock;
+pub use faulty::{Call, FaultyStore};
 pub use memory::{Blobs, MemoryStore, snapshot_of};
 pub use rng::{Rng, for_each_seed, seeds};
+pub use trace::{CrashState, CrashStates, Op, TracingStore};

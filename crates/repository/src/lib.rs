@@ -1,3 +1,7 @@
 //! Placeholder.
 
+pub mod cut;
+pub mod seal;
+pub mod sign;
 pub mod store;
+pub mod wrap;

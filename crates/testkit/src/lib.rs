@@ -5,12 +5,18 @@ pub mod suite;
 mod clock;
 mod delegate;
 mod faulty;
+mod gate;
+mod items;
 mod memory;
 mod rng;
 mod trace;
 
 pub use clock::ScriptedClock;
 pub use faulty::{Call, FaultyStore};
+pub use gate::{Actor, interleave};
+pub use items::{
+    Arrived, Content, Finished, MemoryBlocks, Part, TestItem, VecSource, VecTarget, random_items, read_body,
+};
 pub use memory::{Blobs, MemoryStore, snapshot_of};
 pub use rng::{Rng, for_each_seed, seeds};
 pub use trace::{CrashState, CrashStates, Op, TracingStore};

@@ -2,3 +2,5 @@
 //! plain checks and a macro that makes one test of each.
 
 pub mod blob_store;
+pub mod source;
+pub mod target;

@@ -52,15 +52,10 @@ pub fn interleave(seed: u64, actors: Vec<Actor<'_>>) -> Vec<String> {
     });
     let steps = std::mem::take(&mut scheduler.lock().steps);
     if let Some(panic) = ends.into_iter().find_map(std::result::Result::err) {
-        tell(seed, &steps);
+        crate::rng::say(&format!("the order of seed {seed} was:\n  {}", steps.join("\n  ")));
         resume_unwind(panic);
     }
     steps
-}
-
-#[expect(clippy::print_stderr, reason = "the test's output is where a person looks for the order")]
-fn tell(seed: u64, steps: &[String]) {
-    eprintln!("the order of seed {seed} was:\n  {}", steps.join("\n  "));
 }
 
 struct Scheduler {

@@ -105,12 +105,16 @@ fn number_from_environment(name: &str) -> Option<u64> {
 struct TellSeed(u64);
 
 impl Drop for TellSeed {
-    #[expect(clippy::print_stderr, reason = "the test's output is where a person looks for the seed")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("failed with seed {0}; repeat it with MAINSTAY_SEED={0}", self.0);
+            say(&format!("failed with seed {0}; repeat it with MAINSTAY_SEED={0}", self.0));
         }
     }
+}
+
+#[expect(clippy::print_stderr, reason = "the test's output is where a person looks for what to repeat")]
+pub(crate) fn say(text: &str) {
+    eprintln!("{text}");
 }
 
 #[cfg(test)]

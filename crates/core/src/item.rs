@@ -272,6 +272,8 @@ pub enum SkipReason {
     Changed = 4,
     /// Captured again: the content had changed behind an unchanged time and size.
     SilentChange = 5,
+    /// A restore could not put it where it belongs. Never part of a point.
+    Unwritable = 6,
 }
 
 impl SkipReason {
@@ -282,13 +284,14 @@ impl SkipReason {
             3 => Self::Metadata,
             4 => Self::Changed,
             5 => Self::SilentChange,
+            6 => Self::Unwritable,
             _ => return None,
         })
     }
 
-    /// Whether something is missing from the point (exit code 3), or it is only worth saying.
+    /// Whether something is missing from the point or the restored tree (exit code 3), or it is only worth saying.
     pub const fn is_loss(self) -> bool {
-        matches!(self, Self::Unreadable | Self::Unsupported | Self::Metadata)
+        matches!(self, Self::Unreadable | Self::Unsupported | Self::Metadata | Self::Unwritable)
     }
 
     pub const fn name(self) -> &'static str {
@@ -298,6 +301,7 @@ impl SkipReason {
             Self::Metadata => "metadata",
             Self::Changed => "changed",
             Self::SilentChange => "silent-change",
+            Self::Unwritable => "unwritable",
         }
     }
 }

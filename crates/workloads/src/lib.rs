@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The workloads: each protected kind of thing is one folder here and one line in [`WORKLOADS`]. None of them
+//! knows what a repository is; they meet the rest through the traits of `mainstay-core`.
+
+pub mod files;
+pub mod process;
+
+/// The kinds of workload that this build knows, by the name that recovery points carry.
+pub const WORKLOADS: &[&str] = &[files::KIND];

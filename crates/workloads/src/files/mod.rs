@@ -1,0 +1,28 @@
+//! File trees of a Linux machine: [`FilesSource`] reads them, [`FilesTarget`] writes them.
+
+mod dirs;
+mod inspect;
+mod names;
+mod owners;
+mod xattr;
+
+mod reader;
+mod roots;
+mod scope;
+mod source;
+
+mod apply;
+mod decide;
+mod open_dir;
+mod remove;
+mod run;
+mod target;
+mod write;
+
+/// The name of this kind of workload.
+pub const KIND: &str = "files";
+
+pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
+pub use run::{Changes, OwnerRule, Restored};
+pub use source::{FilesRequest, FilesSource};
+pub use target::{FilesPlan, FilesTarget};

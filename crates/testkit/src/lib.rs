@@ -1,6 +1,7 @@
 //! For tests only: conformance suites, stores that fail on purpose, a scripted clock, random items.
 
 pub mod suite;
+pub mod tree;
 
 mod clock;
 mod delegate;

@@ -159,10 +159,8 @@ impl FilesSource {
         let Some(parent) = self.stack.last() else { return };
         let Descend { name, node, inside, is_root, crossed } = descend;
         let access = if inside.is_some() { OFlags::RDONLY } else { OFlags::PATH };
-        if !self.path.is_empty() {
-            self.path.push(b'/');
-        }
-        self.path.extend_from_slice(name.to_bytes());
+        self.path.truncate(parent.path_len);
+        append(&mut self.path, name.to_bytes());
         let path_len = self.path.len();
         let opened = parent.dir.enter(&name, access).and_then(|dir| {
             let pseudo = crossed && !is_root && is_pseudo(&*dir.fd()?);
@@ -256,10 +254,7 @@ impl Scan {
     /// Looks at one name. `path` is its directory's and becomes its own; `None` when it does not belong to the run.
     fn visit(&mut self, at: &At<'_>, path: &mut Vec<u8>, after: &mut After) -> Result<Option<Next>> {
         let parent_len = path.len();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(at.name.to_bytes());
+        append(path, at.name.to_bytes());
         let node = at.node.and_then(|node| self.roots.child(node, at.name.to_bytes()));
         let unreadable = |errno| Ok(Some(Next::Skipped(skip(path, SkipReason::Unreadable, errno))));
         let stat = match at.dir.fd().and_then(|fd| look(&*fd, at.name)) {
@@ -346,6 +341,13 @@ impl Scan {
             inside.is_some() || node.is_some_and(|node| self.roots.children(node).next().is_some());
         leads_on.then(|| Descend { name: at.name.to_owned(), node, inside, is_root, crossed })
     }
+}
+
+fn append(path: &mut Vec<u8>, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
 }
 
 fn skip(path: &[u8], reason: SkipReason, errno: Errno) -> Skip {

@@ -1,0 +1,78 @@
+//! What a Linux file system can hold comes back as it was.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use mainstay_core::SkipReason;
+use mainstay_testkit::tree::{compare, hostile_tree};
+use mainstay_workloads::files::RestoreMode;
+
+use crate::{as_ordinary_user, backup_and_restore, inside, shared_directory};
+
+/// Makes the hostile tree, copies it, compares, then damages nothing and finds nothing to do.
+fn round_trip(directory: &std::path::Path, who: &str) {
+    let (tree, target) = (directory.join("tree"), directory.join("target"));
+    let absent = hostile_tree(&tree).unwrap();
+    for part in &absent {
+        println!("NOT RUN as {who}: {part}");
+    }
+    let restored = backup_and_restore(&tree, &target, RestoreMode::New);
+    // The ancestors of the tree may belong to someone whose directories this user cannot make.
+    let within = |path: &mainstay_core::ItemPath| path.is_within(&crate::item_path(&tree));
+    let losses: Vec<_> = restored.skips.iter().filter(|skip| within(&skip.path)).collect();
+    assert!(losses.is_empty(), "{losses:?}");
+    assert_eq!(compare(&tree, &inside(&target, &tree)).unwrap(), Vec::<String>::new());
+    assert!(restored.changes.created > 60, "{restored:?}");
+
+    let again = backup_and_restore(&tree, &target, RestoreMode::Overwrite);
+    assert_eq!((again.changes.created, again.changes.replaced), (0, 0), "{:?}", again.changes);
+    assert_eq!(compare(&tree, &inside(&target, &tree)).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_hostile_tree_comes_back_identical_as_root() {
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT RUN: this part needs root; the part of an ordinary user runs beside it");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    round_trip(directory.path(), "root");
+}
+
+#[test]
+fn a_hostile_tree_comes_back_identical_as_an_ordinary_user() {
+    let directory = shared_directory();
+    as_ordinary_user(|| round_trip(directory.path(), "an ordinary user"));
+}
+
+#[test]
+fn what_an_ordinary_user_cannot_read_is_a_skip_and_the_rest_is_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = shared_directory();
+    as_ordinary_user(|| {
+        let tree = directory.path().join("tree");
+        for name in ["open", "closed"] {
+            std::fs::create_dir_all(tree.join(name)).unwrap();
+            std::fs::write(tree.join(name).join("file"), name).unwrap();
+        }
+        std::fs::write(tree.join("secret"), "secret").unwrap();
+        std::fs::set_permissions(tree.join("secret"), PermissionsExt::from_mode(0o000)).unwrap();
+        std::fs::set_permissions(tree.join("closed"), PermissionsExt::from_mode(0o000)).unwrap();
+        let target = directory.path().join("target");
+        let restored = backup_and_restore(&tree, &target, RestoreMode::New);
+        let unreadable: Vec<_> = restored
+            .skips
+            .iter()
+            .filter(|skip| skip.reason == SkipReason::Unreadable)
+            .map(|skip| (String::from_utf8_lossy(skip.path.name()).into_owned(), skip.detail.as_str()))
+            .collect();
+        assert_eq!(unreadable.len(), 2, "{unreadable:?}");
+        assert!(unreadable.iter().all(|(_, detail)| detail.contains("ermission denied")), "{unreadable:?}");
+        assert_eq!(restored.counts.skipped, restored.skips.len() as u64);
+        let restored = inside(&target, &tree);
+        assert_eq!(std::fs::read(restored.join("open/file")).unwrap(), b"open");
+        assert_eq!(restored.join("closed").metadata().unwrap().mode() & 0o7777, 0);
+        assert!(!restored.join("secret").exists());
+        std::fs::set_permissions(tree.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+        std::fs::set_permissions(restored.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    });
+}

@@ -13,9 +13,8 @@ fn content(name: &str) -> Vec<u8> {
     Rng::new(seed).bytes(usize::try_from(seed % 300_000).unwrap())
 }
 
-/// Not a test: what the killed process does, in its working directory, until it is killed.
+/// What the process does that is to be killed. Its working directory tells it to; as an ordinary test it does nothing.
 #[test]
-#[ignore = "run by killed_writers_leave_whole_blobs_or_none"]
 fn child_that_writes_until_it_is_killed() {
     let here = Path::new(".");
     let Some(publish) = METHODS.into_iter().find(|publish| here.join(format!("{publish:?}")).exists()) else {
@@ -41,7 +40,7 @@ fn child_that_writes_until_it_is_killed() {
 #[expect(clippy::disallowed_methods, reason = "the test starts itself again, to kill it")]
 fn start_child(directory: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--ignored", "store::local::tests::crash::child_that_writes_until_it_is_killed"])
+        .args(["--exact", "store::local::tests::crash::child_that_writes_until_it_is_killed"])
         .current_dir(directory)
         .stdout(Stdio::null())
         .spawn()

@@ -1,6 +1,7 @@
 //! Placeholder.
 
 pub mod cut;
+pub mod keys;
 pub mod seal;
 pub mod sign;
 pub mod store;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -19,6 +20,12 @@ pub(crate) fn root() -> &'static Path {
 /// An environment variable that is set to something.
 pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The one place where a moment is read; only for figures shown to people.
+#[expect(clippy::disallowed_methods, reason = "the clock door of xtask")]
+pub(crate) fn moment() -> Instant {
+    Instant::now()
 }
 
 /// A command that runs in the checkout with nothing on its standard input.

@@ -1,5 +1,8 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::UnshareFlags;
+
 use mainstay_testkit::{Rng, blob_store_suite, snapshot_of};
 use tempfile::TempDir;
 
@@ -8,6 +11,7 @@ use super::*;
 
 mod crash;
 mod full;
+mod power;
 
 blob_store_suite!(conformance, || {
     let directory = tempfile::tempdir().unwrap();
@@ -28,6 +32,26 @@ fn store_with(publish: Publish) -> (TempDir, LocalStore) {
 fn publishing(store: LocalStore, publish: Publish) -> LocalStore {
     let staging = OnceLock::from(Staging::with(&store.root, publish).unwrap());
     LocalStore { staging, ..store }
+}
+
+/// Runs `test` on a thread whose mounts nobody else sees and which end with it. That takes a privilege; without it
+/// the test says so, and nothing more can be done here.
+fn with_own_mounts(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            #[expect(unsafe_code, reason = "a mount that only this thread sees needs this call")]
+            // SAFETY: only the mount namespace and the working directory of this new thread part from the others'.
+            // File descriptors stay shared.
+            let parted = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) };
+            if parted == Err(Errno::PERM) {
+                println!("NOT RUN: mounting a small file system needs a privilege; run this test as root");
+                return;
+            }
+            parted.unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            test();
+        });
+    });
 }
 
 fn new_store() -> (TempDir, LocalStore) {

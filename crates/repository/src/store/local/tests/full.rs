@@ -2,34 +2,17 @@
 
 use std::process::Command;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change, mount_remount};
-use rustix::thread::UnshareFlags;
+use rustix::mount::{MountFlags, mount, mount_remount};
 
 use super::*;
 
-/// Runs `test` on a fresh file system of `mebibytes` that only this thread sees. That takes a privilege; without it
-/// the test says so and nothing more can be done here.
+/// Runs `test` on a fresh file system of `mebibytes` that only this test sees.
 fn on_small_medium(mebibytes: u64, test: impl FnOnce(&Path) + Send) {
-    if !rustix::process::geteuid().is_root() {
-        println!(
-            "NOT RUN: mounting a small file system needs root; run this test as root to have it checked"
-        );
-        return;
-    }
     let directory = tempfile::tempdir().unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            #[expect(unsafe_code, reason = "a mount that only this thread sees needs this call")]
-            // SAFETY: only the mount namespace and the working directory of this new thread part from the others'.
-            // File descriptors stay shared.
-            unsafe {
-                rustix::thread::unshare_unsafe(UnshareFlags::NEWNS).unwrap();
-            }
-            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-            let size = std::ffi::CString::new(format!("size={mebibytes}m")).unwrap();
-            mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
-            test(directory.path());
-        });
+    with_own_mounts(|| {
+        let size = std::ffi::CString::new(format!("size={mebibytes}m")).unwrap();
+        mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
+        test(directory.path());
     });
 }
 

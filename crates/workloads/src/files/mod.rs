@@ -14,6 +14,7 @@ mod source;
 mod apply;
 mod decide;
 mod open_dir;
+mod place;
 mod remove;
 mod run;
 mod target;
@@ -23,6 +24,7 @@ mod write;
 pub const KIND: &str = "files";
 
 pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
+pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
 pub use source::{FilesRequest, FilesSource};
 pub use target::{FilesPlan, FilesTarget};

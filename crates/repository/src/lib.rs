@@ -1,8 +1,46 @@
-//! Placeholder.
+//! The repository: recovery points at rest, deduplicated, sealed, and safe from each other's writers.
+//!
+//! | who | does what | in |
+//! |---|---|---|
+//! | [`Repository`] | opens, lists, notes, expires | `repository.rs` |
+//! | [`PointWriter`] | takes items in, makes a point | `write/` |
+//! | [`PointReader`] | looks into a point, yields its items | `read/` |
+//! | the log | decides the order of everything | `log/` |
+//! | the layouts | bytes of every stored object | `format/` |
+//! | the collector, `verify` | free and check stored bytes | `collect.rs`, `verify.rs` |
+//!
+//! `docs/format.md` specifies the bytes, `docs/concurrency.md` who may run beside whom.
 
+mod cache;
+mod codec;
+mod collect;
+mod config;
 pub mod cut;
+mod fetch;
+mod format;
+mod index;
 pub mod keys;
+mod log;
+mod memory;
+mod names;
+mod points;
+mod ranges;
+mod read;
+mod repack;
+mod repository;
 pub mod seal;
+mod shared;
 pub mod sign;
 pub mod store;
+mod verify;
 pub mod wrap;
+mod write;
+
+pub use collect::{GcOptions, GcPlan, GcReport};
+pub use format::pack::PackId;
+pub use keys::FamilyId;
+pub use points::{Hold, Note, PointInfo};
+pub use read::{Change, ChangeKind, Diff, Entry, PointReader, PointSource, Walk, diff};
+pub use repository::{Options, Repository, Role, Stats, Unlock, WriterInfo};
+pub use verify::{VerifyReport, VerifyScope};
+pub use write::{Parent, PointWriter, WriteRequest};

@@ -1,0 +1,302 @@
+//! Gets stored bytes back: pack → footer → directory → segment → chunk. Every step checks what it got, tries the
+//! next place when a group lies in several packs, and reads the log again when a pack is gone.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use mainstay_core::{Code, Error, Result};
+
+use crate::cache::Cache;
+use crate::cut::{ChunkId, chunk_id};
+use crate::format::directory::{Directory, open_directory};
+use crate::format::pack::{Block, Footer, GroupHeader, PackId, TRAILERS_BYTES, Trailer, block_digest};
+use crate::format::page::{PageRef, PageSource};
+use crate::format::segment::{self, Binding, Class, GroupId};
+use crate::log::record::PackEntry;
+use crate::log::state::Location;
+use crate::names;
+use crate::seal::{SealKey, Secret};
+use crate::shared::Shared;
+use crate::wrap;
+
+/// Read at once from the end of a pack; mostly holds footer and directory.
+const TAIL_BYTES: u64 = 64 << 10;
+const DIRECTORIES_BYTES: usize = 48 << 20;
+const FOOTERS_BYTES: usize = 16 << 20;
+const SEGMENTS_BYTES: usize = 32 << 20;
+
+/// An opened segment, shared by whoever reads from it.
+pub(crate) type Opened = Arc<Vec<u8>>;
+
+pub(crate) struct Fetch {
+    shared: Arc<Shared>,
+    footers: Mutex<Cache<PackId, Arc<Footer>>>,
+    directories: Mutex<Cache<GroupId, Arc<Directory>>>,
+    keys: Mutex<Cache<GroupId, SealKey>>,
+    segments: Mutex<Cache<(GroupId, u32), Opened>>,
+    /// Packs of this process that the log does not name yet.
+    staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Bytes of a group as they lie in a pack.
+pub(crate) struct Sealed {
+    pub(crate) header: GroupHeader,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Fetch {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            footers: Mutex::new(Cache::new(FOOTERS_BYTES)),
+            directories: Mutex::new(Cache::new(DIRECTORIES_BYTES)),
+            keys: Mutex::new(Cache::new(1 << 20)),
+            segments: Mutex::new(Cache::new(SEGMENTS_BYTES)),
+            staged: Mutex::default(),
+        }
+    }
+
+    /// Makes a pack readable before the log names it.
+    pub(crate) fn stage(&self, entry: &PackEntry) {
+        lock(&self.staged).insert(entry.id, (entry.length, entry.footer_hash));
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Tries every place where `wanted` of the group may lie. When all fail because bytes are absent, the log is
+    /// read again once: the collector may have moved them.
+    fn try_places<T>(
+        &self,
+        group: &GroupId,
+        wanted: &dyn Fn(&Location) -> bool,
+        attempt: &dyn Fn(&PackId) -> Result<T>,
+    ) -> Result<T> {
+        let mut failed = None;
+        for round in 0..2 {
+            let places: Vec<_> = self
+                .shared
+                .state()
+                .locations(group)
+                .into_iter()
+                .filter(|place| wanted(place))
+                .cloned()
+                .collect();
+            for place in places {
+                match attempt(&place.pack) {
+                    Ok(found) => return Ok(found),
+                    Err(error) if matches!(error.code(), Code::Integrity | Code::NotFound) => {
+                        failed = Some(error.during(format!("cannot use pack {}", place.pack)));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if round == 0 && !self.shared.refresh()? && failed.is_some() {
+                break;
+            }
+        }
+        let error = failed
+            .unwrap_or_else(|| Error::integrity(format!("no pack holds what is needed of group {group}")));
+        // Absence of something that a point reaches is damage, whatever the store calls it.
+        Err(Error::integrity(format!("group {group} cannot be read")).because(error))
+    }
+
+    pub(crate) fn footer(&self, pack: &PackId) -> Result<Arc<Footer>> {
+        if let Some(footer) = lock(&self.footers).get(pack) {
+            return Ok(footer);
+        }
+        let staged = lock(&self.staged).get(pack).copied();
+        let entry = staged.or_else(|| {
+            self.shared.state().pack(pack).map(|pack| (pack.entry.length, pack.entry.footer_hash))
+        });
+        let Some((length, hash)) = entry else {
+            return Err(Error::new(Code::NotFound, format!("pack {pack} is not in the log")));
+        };
+        let name = names::pack(pack);
+        let tail = self.shared.store.get(&name, length.saturating_sub(TAIL_BYTES)..length)?;
+        let trailer = Trailer::decode(&tail, length)?;
+        if trailer.footer_hash != hash {
+            return Err(Error::integrity(format!("pack {pack} is not the one that was committed")));
+        }
+        let end = length - TRAILERS_BYTES as u64;
+        let footer_bytes = if trailer.footer_length + TRAILERS_BYTES as u64 <= tail.len() as u64 {
+            let start = tail.len() - TRAILERS_BYTES - trailer.footer_length as usize;
+            tail.get(start..tail.len() - TRAILERS_BYTES).unwrap_or_default().to_vec()
+        } else {
+            self.shared.store.get(&name, trailer.footer_offset..end)?
+        };
+        let footer = Arc::new(trailer.footer(&footer_bytes)?);
+        lock(&self.footers).insert(*pack, Arc::clone(&footer), footer_bytes.len() * 2);
+        Ok(footer)
+    }
+
+    /// The directory of a group as stored, with the group's header.
+    pub(crate) fn sealed_directory(&self, group: &GroupId) -> Result<Sealed> {
+        self.try_places(group, &|_| true, &|pack| self.sealed_directory_in(pack, group))
+    }
+
+    pub(crate) fn sealed_directory_in(&self, pack: &PackId, group: &GroupId) -> Result<Sealed> {
+        let footer = self.footer(pack)?;
+        let (index, header) = find_group(&footer, group)?;
+        let Some(block) = footer.directory(index) else {
+            return Err(Error::integrity(format!("group {group} has no directory")));
+        };
+        Ok(Sealed { header, bytes: self.block(pack, block)? })
+    }
+
+    /// The bytes of a block, checked against the pack's footer.
+    fn block(&self, pack: &PackId, block: &Block) -> Result<Vec<u8>> {
+        let range = block.offset..block.offset + u64::from(block.length);
+        let bytes = self.shared.store.get(&names::pack(pack), range)?;
+        if block_digest(&bytes) == block.digest {
+            Ok(bytes)
+        } else {
+            Err(Error::integrity(format!("pack {pack} is damaged at byte {}", block.offset)))
+        }
+    }
+
+    pub(crate) fn directory(&self, group: &GroupId) -> Result<Arc<Directory>> {
+        if let Some(directory) = lock(&self.directories).get(group) {
+            return Ok(directory);
+        }
+        let sealed = self.sealed_directory(group)?;
+        let domain = &sealed.header.domain;
+        let keys = self.shared.ring.domain(*domain)?;
+        let directory = open_directory(&keys.index_key, self.shared.family(), domain, group, &sealed.bytes)
+            .map(Arc::new)?;
+        lock(&self.directories).insert(*group, Arc::clone(&directory), directory.weight());
+        Ok(directory)
+    }
+
+    /// A segment as stored: what the collector and a rescuing writer copy. Checked against the pack's footer.
+    pub(crate) fn sealed_segment(&self, group: &GroupId, ordinal: u32) -> Result<Sealed> {
+        self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
+            self.sealed_segment_in(pack, group, ordinal)
+        })
+    }
+
+    pub(crate) fn sealed_segment_in(&self, pack: &PackId, group: &GroupId, ordinal: u32) -> Result<Sealed> {
+        let footer = self.footer(pack)?;
+        let (index, header) = find_group(&footer, group)?;
+        let Some(block) = footer.segment(index, ordinal) else {
+            return Err(Error::integrity(format!(
+                "segment {ordinal} of group {group} is not where the log says"
+            )));
+        };
+        Ok(Sealed { header, bytes: self.block(pack, block)? })
+    }
+
+    fn group_key(&self, header: &GroupHeader) -> Result<SealKey> {
+        if let Some(key) = lock(&self.keys).get(&header.id) {
+            return Ok(key);
+        }
+        let secret = match header.class {
+            Class::Data | Class::Meta => self.shared.ring.content_secret()?,
+            Class::Structure => self.shared.ring.structure_secret()?,
+        };
+        let key = wrap::unwrap(secret, &wrap_info(self.shared.family(), header), &header.wrapped_key)
+            .map_err(|error| error.during(format!("cannot unwrap the key of group {}", header.id)))?;
+        let key =
+            Secret::from_slice(&key).ok_or_else(|| Error::integrity("a group key has another length"))?;
+        let key = SealKey::from_secret(key);
+        lock(&self.keys).insert(header.id, key.clone(), 64);
+        Ok(key)
+    }
+
+    pub(crate) fn open_sealed(&self, sealed: &Sealed, ordinal: u32) -> Result<Vec<u8>> {
+        let key = self.group_key(&sealed.header)?;
+        let GroupHeader { id, class, domain, .. } = &sealed.header;
+        let binding = Binding { family: *self.shared.family(), domain: *domain, group: *id, class: *class };
+        segment::open(&key, &binding, ordinal, &sealed.bytes)
+    }
+
+    /// The chunks of a segment, back to back.
+    pub(crate) fn segment(&self, group: &GroupId, ordinal: u32) -> Result<Opened> {
+        if let Some(opened) = lock(&self.segments).get(&(*group, ordinal)) {
+            return Ok(opened);
+        }
+        let opened: Opened =
+            Arc::new(self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
+                let sealed = self.sealed_segment_in(pack, group, ordinal)?;
+                self.open_sealed(&sealed, ordinal)
+            })?);
+        lock(&self.segments).insert((*group, ordinal), Arc::clone(&opened), opened.len() + 64);
+        Ok(opened)
+    }
+
+    /// Checks the bytes of a chunk against its id, in whichever domain it was cut.
+    pub(crate) fn check_chunk(&self, id: &ChunkId, bytes: &[u8]) -> Result<()> {
+        let domains = self.shared.ring.domains();
+        if domains.iter().any(|keys| chunk_id(&keys.id_key, bytes) == *id) {
+            Ok(())
+        } else {
+            Err(Error::integrity("a chunk is not what its id says"))
+        }
+    }
+
+    fn load_meta(&self, page: &PageRef) -> Result<Arc<[u8]>> {
+        let directory = self.directory(&page.group)?;
+        let place = directory.place(page.slot).filter(|place| place.ordinal == page.segment);
+        let place = place.ok_or_else(|| Error::integrity("a page is not where its reference says"))?;
+        let segment = self.segment(&page.group, place.ordinal)?;
+        let start = place.offset as usize;
+        let bytes = segment.get(start..start + place.length as usize);
+        let bytes = bytes.ok_or_else(|| Error::integrity("a segment is shorter than its directory says"))?;
+        let keys = self.shared.domain()?;
+        if blake3::keyed_hash(&keys.page_key, bytes).as_bytes() != &page.id {
+            return Err(Error::integrity("a page is not what its reference says"));
+        }
+        Ok(bytes.into())
+    }
+}
+
+fn find_group(footer: &Footer, group: &GroupId) -> Result<(usize, GroupHeader)> {
+    let index = footer.group(group);
+    let found = index.and_then(|index| Some((index, footer.groups.get(index)?.clone())));
+    found.ok_or_else(|| Error::integrity(format!("group {group} is not where the log says")))
+}
+
+/// What the wrapped key of a group is bound to.
+pub(crate) fn wrap_info(family: &crate::keys::FamilyId, header: &GroupHeader) -> Vec<u8> {
+    let mut info = b"mainstay group key 1".to_vec();
+    info.extend_from_slice(&family.0);
+    info.extend_from_slice(&header.domain.0);
+    info.extend_from_slice(&header.id.0);
+    info.push(header.class as u8);
+    info
+}
+
+/// The id of a structure page: not keyed, so that the collector, who has no domain keys, can check it.
+pub(crate) fn structure_page_id(bytes: &[u8]) -> [u8; 32] {
+    blake3::derive_key("mainstay structure page 1", bytes)
+}
+
+/// Tree, recipe and skip pages.
+#[derive(Clone)]
+pub(crate) struct MetaPages(pub(crate) Arc<Fetch>);
+
+impl PageSource for MetaPages {
+    fn load(&self, page: &PageRef) -> Result<Arc<[u8]>> {
+        self.0.load_meta(page)
+    }
+}
+
+/// Reference pages: each is a segment by itself.
+#[derive(Clone)]
+pub(crate) struct StructurePages(pub(crate) Arc<Fetch>);
+
+impl PageSource for StructurePages {
+    fn load(&self, page: &PageRef) -> Result<Arc<[u8]>> {
+        let bytes = self.0.segment(&page.group, page.segment)?;
+        if structure_page_id(&bytes) == page.id {
+            Ok(bytes.as_slice().into())
+        } else {
+            Err(Error::integrity("a reference page is not what its reference says"))
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use mainstay_core::{Error, Id16, Result};
+use proptest::prelude::*;
+
+use super::{Cursor, MapBuilder, Page, PageKind, PageRef, PageSink, PageSource, for_each_page};
+use crate::codec::Encode as _;
+use crate::seal::Secret;
+
+#[derive(Default)]
+struct Pages(HashMap<[u8; 32], Arc<[u8]>>);
+
+impl PageSink for Pages {
+    fn store(&mut self, page: Vec<u8>) -> Result<PageRef> {
+        let id = *blake3::hash(&page).as_bytes();
+        self.0.insert(id, page.into());
+        Ok(PageRef { group: Id16::default(), segment: 0, slot: 0, id })
+    }
+}
+
+impl PageSource for Pages {
+    fn load(&self, page: &PageRef) -> Result<Arc<[u8]>> {
+        self.0.get(&page.id).cloned().ok_or_else(|| Error::integrity("no such page"))
+    }
+}
+
+fn build(map: &BTreeMap<Vec<u8>, Vec<u8>>, pages: &mut Pages) -> Option<PageRef> {
+    let mut builder = MapBuilder::new(PageKind::Items, &Secret::new([7; 32]));
+    for (key, value) in map {
+        builder.push(key, &|out, _| out.fixed(value), pages).unwrap();
+    }
+    builder.finish(pages).unwrap()
+}
+
+fn read_from(pages: &Pages, root: &PageRef, from: &[u8]) -> Vec<Vec<u8>> {
+    let mut cursor = Cursor::seek(pages, PageKind::Items, root, from).unwrap();
+    let mut keys = Vec::new();
+    while let Some((page, index)) = cursor.next().unwrap() {
+        keys.push(page.key(index).to_vec());
+    }
+    keys
+}
+
+fn large_map(entries: u32) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    (0..entries)
+        .map(|n| (format!("usr/share/{:06}/file", n * 7 % entries).into_bytes(), vec![n as u8; 60]))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn reads_back_what_was_built(
+        map in prop::collection::btree_map(prop::collection::vec(any::<u8>(), 0..40), prop::collection::vec(any::<u8>(), 0..3000), 0..200),
+        from in prop::collection::vec(any::<u8>(), 0..4),
+    ) {
+        let mut pages = Pages::default();
+        let Some(root) = build(&map, &mut pages) else { prop_assert!(map.is_empty()); return Ok(()) };
+        let wanted: Vec<_> = map.range(from.clone()..).map(|(key, _)| key.clone()).collect();
+        prop_assert_eq!(read_from(&pages, &root, &from), wanted);
+        let mut cursor = Cursor::seek(&pages, PageKind::Items, &root, &[]).unwrap();
+        cursor.skip_to(&from).unwrap();
+        let next = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
+        prop_assert_eq!(next, map.range(from..).next().map(|(key, _)| key.clone()));
+    }
+
+    #[test]
+    fn hostile_bytes_are_errors(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut page = vec![b'P', 1, 1, 0];
+        page.extend(bytes);
+        let _either = Page::parse(PageKind::Items, page.into());
+    }
+}
+
+#[test]
+fn skips_forward_from_anywhere_without_going_back() {
+    let map = large_map(5000);
+    let mut pages = Pages::default();
+    let root = build(&map, &mut pages).unwrap();
+    let keys: Vec<_> = map.keys().cloned().collect();
+    for (start, target) in [(0, 1), (10, 4000), (700, 700), (4999, 4999), (3000, 100)] {
+        let mut cursor = Cursor::seek(&pages, PageKind::Items, &root, &keys[start]).unwrap();
+        let (page, index) = cursor.next().unwrap().unwrap();
+        assert_eq!(page.key(index), keys[start]);
+        cursor.skip_to(&keys[target]).unwrap();
+        let next = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
+        assert_eq!(next.as_ref(), keys.get(target.max(start + 1)));
+        let after = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
+        assert_eq!(after.as_ref(), keys.get(target.max(start + 1) + 1));
+    }
+}
+
+#[test]
+fn one_change_leaves_the_other_pages_as_they_were() {
+    let mut map = large_map(20_000);
+    let mut pages = Pages::default();
+    build(&map, &mut pages).unwrap();
+    let before = pages.0.len();
+    assert!(before > 40, "{before} pages");
+    map.insert(b"usr/share/010000/file2".to_vec(), b"new".to_vec());
+    map.remove(b"usr/share/015000/file".as_slice());
+    let root = build(&map, &mut pages).unwrap();
+    let grown = pages.0.len() - before;
+    assert!(grown <= 6, "{grown} pages for two changes in {before}");
+    let (mut leaves, mut entries) = (0, 0);
+    for_each_page(&pages, PageKind::Items, &root, &mut |_, page| {
+        leaves += usize::from(page.level == 0);
+        entries += if page.level == 0 { page.len() } else { 0 };
+        Ok(true)
+    })
+    .unwrap();
+    assert_eq!(entries, map.len());
+    assert!(leaves > 30);
+}
+
+#[test]
+fn keys_out_of_order_are_refused() {
+    let mut pages = Pages::default();
+    let mut builder = MapBuilder::new(PageKind::Items, &Secret::new([7; 32]));
+    builder.push(b"b", &|_, _| (), &mut pages).unwrap();
+    assert!(builder.push(b"a", &|_, _| (), &mut pages).is_err());
+    assert!(builder.push(b"b", &|_, _| (), &mut pages).is_err());
+}

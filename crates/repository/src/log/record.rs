@@ -1,0 +1,381 @@
+//! Records of the commit log: signed, chained, each of a kind that must be understood.
+
+use mainstay_core::{Code, DomainId, Error, Id16, PointId, Result, Time, WriterId};
+
+use crate::codec::{Decoder, Encode as _};
+use crate::format::pack::PackId;
+use crate::format::segment::{Class, GroupId};
+use crate::keys::{FamilyId, Powers};
+use crate::ranges::Ranges;
+use crate::sign::{SigningKey, VerifyingKey};
+
+const MAGIC: &[u8; 4] = b"MSlg";
+const VERSION: u16 = 1;
+const SIGNATURE_BYTES: usize = 64;
+const SIGNATURE_CONTEXT: &str = "mainstay log record 1";
+/// No record is longer. A commit says about 100 bytes for every pack it adds, and writers register packs as they
+/// go, so none comes near.
+pub(crate) const RECORD_BYTES_MAX: u64 = 16 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) sequence: u64,
+    /// Hash of the last valid record before this one; zeros for the first.
+    pub(crate) previous: [u8; 32],
+    /// Random: tells a writer whose reply was lost that a record is its own.
+    pub(crate) commit: Id16,
+    pub(crate) writer: WriterId,
+    /// What the writer's clock said. A claim; the order is the sequence's.
+    pub(crate) time: Time,
+    pub(crate) change: Change,
+}
+
+/// What a record does. The numbers of the kinds are part of the format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The first record, signed by the root key: who may write.
+    Genesis {
+        writers: Vec<WriterEntry>,
+    },
+    /// Signed by the root key: adds a writer or changes its powers; none revokes it.
+    Writer(WriterEntry),
+    /// Registers packs and their index runs, and a point that reaches only registered packs.
+    Commit {
+        packs: Vec<PackEntry>,
+        runs: Vec<RunEntry>,
+        point: Option<PointEntry>,
+    },
+    Note {
+        point: PointId,
+        note: StoredNote,
+    },
+    Expire {
+        points: Vec<PointId>,
+        reason: String,
+    },
+    /// From here on nobody may rely on `packs`; what was live in them lies in `moved`.
+    Condemn {
+        packs: Vec<PackId>,
+        moved: Vec<PackEntry>,
+    },
+    /// The bytes of these condemned packs may go.
+    Delete {
+        packs: Vec<PackId>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WriterEntry {
+    pub(crate) key: VerifyingKey,
+    pub(crate) powers: Powers,
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PackEntry {
+    pub(crate) id: PackId,
+    pub(crate) length: u64,
+    pub(crate) footer_hash: [u8; 32],
+    pub(crate) groups: Vec<GroupEntry>,
+}
+
+/// The segments of a group that a pack holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GroupEntry {
+    pub(crate) id: GroupId,
+    pub(crate) class: Class,
+    pub(crate) segments: Ranges,
+}
+
+/// An index run: which chunks the groups of one domain hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunEntry {
+    pub(crate) id: Id16,
+    pub(crate) domain: DomainId,
+    pub(crate) length: u64,
+    pub(crate) hash: [u8; 32],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PointEntry {
+    pub(crate) id: PointId,
+    /// Of its signed header.
+    pub(crate) hash: [u8; 32],
+}
+
+/// A later fact about a point. The numbers are part of the format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoredNote {
+    Tag(String),
+    Untag(String),
+    Hold { id: Id16, reason: String, until: Option<Time> },
+    Release(Id16),
+    Verified { read_data: bool },
+    Proven { how: String, seconds: u64 },
+}
+
+impl Change {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Genesis { .. } => 1,
+            Self::Writer(_) => 2,
+            Self::Commit { .. } => 3,
+            Self::Note { .. } => 4,
+            Self::Expire { .. } => 5,
+            Self::Condemn { .. } => 6,
+            Self::Delete { .. } => 7,
+        }
+    }
+
+    /// What the signer of such a record must be able to do; `None` for the root key's own.
+    pub(crate) fn needs(&self) -> Option<Powers> {
+        match self {
+            Self::Genesis { .. } | Self::Writer(_) => None,
+            Self::Commit { .. } => Some(Powers::WRITE),
+            // A writer may tag and hold; only who may expire can take a hold away.
+            Self::Note { note: StoredNote::Release(_), .. } | Self::Expire { .. } => Some(Powers::EXPIRE),
+            Self::Note { .. } => Some(Powers::WRITE),
+            Self::Condemn { .. } | Self::Delete { .. } => Some(Powers::COLLECT),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        match self {
+            Self::Genesis { writers } => list(&mut out, writers, WriterEntry::encode),
+            Self::Writer(writer) => writer.encode(&mut out),
+            Self::Commit { packs, runs, point } => {
+                list(&mut out, packs, PackEntry::encode);
+                list(&mut out, runs, RunEntry::encode);
+                list(&mut out, point.as_slice(), PointEntry::encode);
+            }
+            Self::Note { point, note } => {
+                out.fixed(&point.0);
+                note.encode(&mut out);
+            }
+            Self::Expire { points, reason } => {
+                list(&mut out, points, |id, out| out.fixed(&id.0));
+                out.bytes(reason.as_bytes());
+            }
+            Self::Condemn { packs, moved } => {
+                list(&mut out, packs, |id, out| out.fixed(&id.0));
+                list(&mut out, moved, PackEntry::encode);
+            }
+            Self::Delete { packs } => list(&mut out, packs, |id, out| out.fixed(&id.0)),
+        }
+        out
+    }
+
+    fn decode(kind: u16, input: &mut Decoder<'_>) -> Result<Self> {
+        Ok(match kind {
+            1 => Self::Genesis { writers: read_list(input, 37, WriterEntry::decode)? },
+            2 => Self::Writer(WriterEntry::decode(input)?),
+            3 => {
+                let (packs, runs) =
+                    (read_list(input, 57, PackEntry::decode)?, read_list(input, 65, RunEntry::decode)?);
+                let mut points = read_list(input, 48, PointEntry::decode)?;
+                if points.len() > 1 {
+                    return Err(input.malformed("it commits several points"));
+                }
+                Self::Commit { packs, runs, point: points.pop() }
+            }
+            4 => Self::Note { point: input.id()?, note: StoredNote::decode(input)? },
+            5 => Self::Expire { points: read_list(input, 16, Decoder::id)?, reason: input.text()? },
+            6 => Self::Condemn {
+                packs: read_list(input, 16, Decoder::id)?,
+                moved: read_list(input, 57, PackEntry::decode)?,
+            },
+            7 => Self::Delete { packs: read_list(input, 16, Decoder::id)? },
+            _ => {
+                let what = format!("the log has a record of kind {kind}, which this version does not know");
+                return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
+            }
+        })
+    }
+}
+
+fn list<T>(out: &mut Vec<u8>, items: &[T], mut encode: impl FnMut(&T, &mut Vec<u8>)) {
+    out.varint(items.len() as u64);
+    items.iter().for_each(|item| encode(item, out));
+}
+
+fn read_list<'a, T>(
+    input: &mut Decoder<'a>,
+    least_bytes: usize,
+    decode: impl Fn(&mut Decoder<'a>) -> Result<T>,
+) -> Result<Vec<T>> {
+    let count = input.count(least_bytes)?;
+    (0..count).map(|_| decode(input)).collect()
+}
+
+impl WriterEntry {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.fixed(&self.key.0);
+        out.u32(self.powers.0);
+        out.bytes(self.name.as_bytes());
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        let key = VerifyingKey(input.array()?);
+        let powers = Powers(input.u32()?);
+        Ok(Self { key, powers, name: input.text()? })
+    }
+}
+
+impl PackEntry {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.fixed(&self.id.0);
+        out.u64(self.length);
+        out.fixed(&self.footer_hash);
+        list(out, &self.groups, |group, out| {
+            out.fixed(&group.id.0);
+            out.u8(group.class as u8);
+            group.segments.encode(out);
+        });
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        let (id, length, footer_hash) = (input.id()?, input.u64()?, input.array()?);
+        let groups = read_list(input, 18, |input| {
+            let (id, class) = (input.id()?, input.u8()?);
+            let class = Class::from_number(class).ok_or_else(|| input.malformed("a class is not known"))?;
+            Ok(GroupEntry { id, class, segments: Ranges::decode(input)? })
+        })?;
+        Ok(Self { id, length, footer_hash, groups })
+    }
+}
+
+impl RunEntry {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.fixed(&self.id.0);
+        out.fixed(&self.domain.0);
+        out.u64(self.length);
+        out.fixed(&self.hash);
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        Ok(Self { id: input.id()?, domain: input.id()?, length: input.u64()?, hash: input.array()? })
+    }
+}
+
+impl PointEntry {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.fixed(&self.id.0);
+        out.fixed(&self.hash);
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        Ok(Self { id: input.id()?, hash: input.array()? })
+    }
+}
+
+impl StoredNote {
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Tag(tag) => {
+                out.u8(1);
+                out.bytes(tag.as_bytes());
+            }
+            Self::Untag(tag) => {
+                out.u8(2);
+                out.bytes(tag.as_bytes());
+            }
+            Self::Hold { id, reason, until } => {
+                out.u8(3);
+                out.fixed(&id.0);
+                out.bytes(reason.as_bytes());
+                out.i64(until.unwrap_or(Time(i64::MAX)).0);
+            }
+            Self::Release(id) => {
+                out.u8(4);
+                out.fixed(&id.0);
+            }
+            Self::Verified { read_data } => {
+                out.u8(5);
+                out.u8(u8::from(*read_data));
+            }
+            Self::Proven { how, seconds } => {
+                out.u8(6);
+                out.bytes(how.as_bytes());
+                out.u64(*seconds);
+            }
+        }
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        Ok(match input.u8()? {
+            1 => Self::Tag(input.text()?),
+            2 => Self::Untag(input.text()?),
+            3 => {
+                let (id, reason, until) = (input.id()?, input.text()?, Time(input.i64()?));
+                Self::Hold { id, reason, until: (until.0 != i64::MAX).then_some(until) }
+            }
+            4 => Self::Release(input.id()?),
+            5 => Self::Verified { read_data: input.u8()? != 0 },
+            6 => Self::Proven { how: input.text()?, seconds: input.u64()? },
+            kind => {
+                let what = format!("the log has a note of kind {kind}, which this version does not know");
+                return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
+            }
+        })
+    }
+}
+
+impl Record {
+    pub(crate) fn encode(&self, family: &FamilyId, signer: &SigningKey) -> Result<Vec<u8>> {
+        let body = self.change.encode();
+        let mut out = Vec::with_capacity(body.len() + 220);
+        out.fixed(MAGIC);
+        out.u16(VERSION);
+        out.u16(self.change.kind());
+        out.u64(self.sequence);
+        out.fixed(&family.0);
+        out.fixed(&self.previous);
+        out.fixed(&self.commit.0);
+        out.fixed(&self.writer.0);
+        out.i64(self.time.0);
+        out.bytes(&body);
+        let signature = signer.sign(SIGNATURE_CONTEXT, &out);
+        out.fixed(&signature);
+        if out.len() as u64 > RECORD_BYTES_MAX {
+            return Err(Error::bug(format!("a log record of {} bytes", out.len())));
+        }
+        Ok(out)
+    }
+
+    /// Parses the record of number `sequence`; `signer` names the key that may sign such a change, if any.
+    ///
+    /// Errors: [`Code::TooNew`] for a signed record of an unknown kind, [`Code::Integrity`] for anything that
+    /// is not a valid record.
+    pub(crate) fn decode(
+        family: &FamilyId,
+        sequence: u64,
+        bytes: &[u8],
+        signer: impl FnOnce(&WriterId, &Change) -> Option<VerifyingKey>,
+    ) -> Result<Self> {
+        let mut input = Decoder::new("log record", bytes);
+        input.expect(MAGIC)?;
+        let (version, kind) = (input.u16()?, input.u16()?);
+        if version != VERSION {
+            return Err(Error::new(Code::TooNew, "the log was written by a newer version"));
+        }
+        if input.u64()? != sequence {
+            return Err(input.malformed("it has another number"));
+        }
+        if input.array()? != family.0 {
+            return Err(input.malformed("it belongs to another repository"));
+        }
+        let (previous, commit, writer, time) = (input.array()?, input.id()?, input.id()?, Time(input.i64()?));
+        let mut body = Decoder::new("log record", input.bytes()?);
+        let signed = bytes.get(..bytes.len() - input.remaining()).unwrap_or_default();
+        let signature = input.array::<SIGNATURE_BYTES>()?;
+        input.end()?;
+        let change = Change::decode(kind, &mut body)?;
+        body.end()?;
+        let Some(key) = signer(&writer, &change) else {
+            return Err(Error::integrity("a log record is signed by nobody with the power for it"));
+        };
+        key.verify(SIGNATURE_CONTEXT, signed, &signature)?;
+        Ok(Self { sequence, previous, commit, writer, time, change })
+    }
+}

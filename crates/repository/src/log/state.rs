@@ -1,0 +1,270 @@
+//! What the log says, read from its first record to its last: plain values, no I/O.
+
+use std::collections::{BTreeMap, HashMap};
+
+use mainstay_core::{PointId, Time, WriterId};
+
+use super::record::{Change, PackEntry, PointEntry, Record, RunEntry, StoredNote, WriterEntry};
+use crate::format::pack::PackId;
+use crate::format::segment::GroupId;
+use crate::points::Hold;
+use crate::ranges::Ranges;
+use crate::sign::VerifyingKey;
+
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    next: u64,
+    head_hash: [u8; 32],
+    writers: BTreeMap<WriterId, WriterEntry>,
+    points: BTreeMap<PointId, PointState>,
+    packs: HashMap<PackId, PackState>,
+    groups: HashMap<GroupId, Vec<Location>>,
+    runs: Vec<RunEntry>,
+    /// The latest moment that any record claims.
+    newest: Time,
+    /// Numbers of records that are missing from the chain or were never valid.
+    damage: Vec<u64>,
+    voids: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PointState {
+    pub(crate) entry: PointEntry,
+    /// Place in the log, and the time its commit record claims.
+    pub(crate) sequence: u64,
+    pub(crate) committed: Time,
+    pub(crate) expired: bool,
+    pub(crate) notes: Vec<(Time, StoredNote)>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct PackState {
+    pub(crate) entry: PackEntry,
+    pub(crate) status: PackStatus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PackStatus {
+    Live,
+    /// Nobody may rely on it any more; when its condemnation was claimed to be.
+    Condemned(Time),
+    Deleted,
+}
+
+/// Where some segments of a group lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    pub(crate) pack: PackId,
+    pub(crate) segments: Ranges,
+}
+
+impl State {
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
+    pub(crate) fn head_hash(&self) -> [u8; 32] {
+        self.head_hash
+    }
+
+    pub(crate) fn newest_time(&self) -> Time {
+        self.newest
+    }
+
+    pub(crate) fn damage(&self) -> &[u64] {
+        &self.damage
+    }
+
+    pub(crate) fn voids(&self) -> u64 {
+        self.voids
+    }
+
+    pub(crate) fn writers(&self) -> impl Iterator<Item = (&WriterId, &WriterEntry)> {
+        self.writers.iter()
+    }
+
+    pub(crate) fn writer(&self, id: &WriterId) -> Option<&WriterEntry> {
+        self.writers.get(id)
+    }
+
+    pub(crate) fn point(&self, id: &PointId) -> Option<&PointState> {
+        self.points.get(id)
+    }
+
+    /// Points that are not expired, in the order of the log.
+    pub(crate) fn live_points(&self) -> Vec<&PointState> {
+        let mut points: Vec<_> = self.points.values().filter(|point| !point.expired).collect();
+        points.sort_by_key(|point| point.sequence);
+        points
+    }
+
+    pub(crate) fn all_points(&self) -> impl Iterator<Item = &PointState> {
+        self.points.values()
+    }
+
+    pub(crate) fn packs(&self) -> impl Iterator<Item = &PackState> {
+        self.packs.values()
+    }
+
+    pub(crate) fn pack(&self, id: &PackId) -> Option<&PackState> {
+        self.packs.get(id)
+    }
+
+    pub(crate) fn runs(&self) -> &[RunEntry] {
+        &self.runs
+    }
+
+    /// Every place where segments of the group lie, live ones first.
+    pub(crate) fn locations(&self, group: &GroupId) -> Vec<&Location> {
+        let mut places: Vec<_> = self.groups.get(group).into_iter().flatten().collect();
+        places.retain(|place| self.status(&place.pack) != Some(PackStatus::Deleted));
+        places.sort_by_key(|place| self.status(&place.pack) != Some(PackStatus::Live));
+        places
+    }
+
+    /// The segments of the group that a new point may rely on.
+    pub(crate) fn live_segments(&self, group: &GroupId) -> Ranges {
+        let mut live = Ranges::default();
+        for place in self.groups.get(group).into_iter().flatten() {
+            if self.status(&place.pack) == Some(PackStatus::Live) {
+                live.extend(&place.segments);
+            }
+        }
+        live
+    }
+
+    pub(crate) fn status(&self, pack: &PackId) -> Option<PackStatus> {
+        self.packs.get(pack).map(|pack| pack.status)
+    }
+
+    /// The key that must have signed `change`, when `writer` has the power for it.
+    pub(crate) fn signer_of(
+        &self,
+        root: &VerifyingKey,
+        writer: &WriterId,
+        change: &Change,
+    ) -> Option<VerifyingKey> {
+        match change.needs() {
+            None => (root.writer_id() == *writer).then_some(*root),
+            Some(needed) => {
+                let entry = self.writers.get(writer)?;
+                entry.powers.contains(needed).then_some(entry.key)
+            }
+        }
+    }
+
+    /// Counts a number that holds no valid record.
+    pub(crate) fn skip_void(&mut self) {
+        self.voids += 1;
+        self.next += 1;
+    }
+
+    /// Applies the record of number [`State::next_sequence`], which must be valid.
+    pub(crate) fn apply(&mut self, record: Record, hash: [u8; 32]) {
+        if record.previous != self.head_hash {
+            // What its writer saw before it is not what is here: a record between was lost or replaced.
+            self.damage.push(record.sequence);
+        }
+        let Record { sequence, time, change, .. } = record;
+        match change {
+            Change::Genesis { writers } => writers.into_iter().for_each(|writer| self.set_writer(writer)),
+            Change::Writer(writer) => self.set_writer(writer),
+            Change::Commit { packs, runs, point } => {
+                packs.into_iter().for_each(|pack| self.add_pack(pack));
+                self.runs.extend(runs);
+                if let Some(entry) = point {
+                    let state =
+                        PointState { entry, sequence, committed: time, expired: false, notes: Vec::new() };
+                    self.points.entry(state.entry.id).or_insert(state);
+                }
+            }
+            Change::Note { point, note } => {
+                if let Some(point) = self.points.get_mut(&point) {
+                    point.notes.push((time, note));
+                }
+            }
+            Change::Expire { points, .. } => {
+                for point in points {
+                    if let Some(point) = self.points.get_mut(&point) {
+                        point.expired = true;
+                    }
+                }
+            }
+            Change::Condemn { packs, moved } => {
+                packs.iter().for_each(|pack| self.condemn(pack, time));
+                moved.into_iter().for_each(|pack| self.add_pack(pack));
+            }
+            Change::Delete { packs } => packs.iter().for_each(|pack| self.delete(pack)),
+        }
+        self.newest = self.newest.max(time);
+        self.head_hash = hash;
+        self.next += 1;
+    }
+
+    fn set_writer(&mut self, writer: WriterEntry) {
+        self.writers.insert(writer.key.writer_id(), writer);
+    }
+
+    fn add_pack(&mut self, entry: PackEntry) {
+        // A name that is known stays what it is: condemned packs do not come back under their old name.
+        if self.packs.contains_key(&entry.id) {
+            return;
+        }
+        for group in &entry.groups {
+            let location = Location { pack: entry.id, segments: group.segments.clone() };
+            self.groups.entry(group.id).or_default().push(location);
+        }
+        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live });
+    }
+
+    /// A pack may be condemned before any commit named it: then no commit can any more.
+    fn condemn(&mut self, id: &PackId, time: Time) {
+        let nameless = || PackEntry { id: *id, length: 0, footer_hash: [0; 32], groups: Vec::new() };
+        let pack = self.packs.entry(*id);
+        let pack = pack.or_insert_with(|| PackState { entry: nameless(), status: PackStatus::Live });
+        if pack.status == PackStatus::Live {
+            pack.status = PackStatus::Condemned(time);
+        }
+    }
+
+    fn delete(&mut self, id: &PackId) {
+        let Some(pack) = self.packs.get_mut(id) else { return };
+        // Only what was condemned before may go, whatever a record says.
+        if matches!(pack.status, PackStatus::Condemned(_)) {
+            pack.status = PackStatus::Deleted;
+            for group in &pack.entry.groups {
+                if let Some(places) = self.groups.get_mut(&group.id) {
+                    places.retain(|place| place.pack != *id);
+                }
+            }
+        }
+    }
+}
+
+impl PointState {
+    /// Adds and takes away what was tagged after the point was made.
+    pub(crate) fn apply_tags(&self, tags: &mut Vec<String>) {
+        for (_, note) in &self.notes {
+            match note {
+                StoredNote::Tag(tag) if !tags.contains(tag) => tags.push(tag.clone()),
+                StoredNote::Untag(tag) => tags.retain(|known| known != tag),
+                _ => {}
+            }
+        }
+    }
+
+    /// Holds that were not released.
+    pub(crate) fn holds(&self) -> Vec<Hold> {
+        let mut holds: Vec<Hold> = Vec::new();
+        for (time, note) in &self.notes {
+            match note {
+                StoredNote::Hold { id, reason, until } => {
+                    holds.push(Hold { id: *id, reason: reason.clone(), until: *until, placed: *time });
+                }
+                StoredNote::Release(released) => holds.retain(|hold| hold.id != *released),
+                _ => {}
+            }
+        }
+        holds
+    }
+}

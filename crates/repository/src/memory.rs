@@ -1,0 +1,67 @@
+//! What this machine remembers of a repository between runs: the head of the log it last saw, so that a store
+//! that is rolled back is noticed. Losing it loses nothing but that.
+
+use std::path::{Path, PathBuf};
+
+use mainstay_core::{Error, Result};
+
+use crate::codec::{Decoder, Encode as _};
+use crate::keys::FamilyId;
+use crate::log::state::State;
+
+const MAGIC: &[u8; 4] = b"MShd";
+
+pub(crate) struct Memory {
+    head: PathBuf,
+}
+
+impl Memory {
+    /// `directory` is private to the user; one folder in it belongs to each repository.
+    pub(crate) fn new(directory: &Path, family: &FamilyId) -> Self {
+        let folder: String = family.0.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self { head: directory.join(folder).join("head") }
+    }
+
+    fn remembered(&self) -> Option<(u64, [u8; 32])> {
+        let bytes = std::fs::read(&self.head).ok()?;
+        let mut input = Decoder::new("remembered head", &bytes);
+        input.expect(MAGIC).ok()?;
+        let head = (input.u64().ok()?, input.array().ok()?);
+        input.end().ok()?;
+        Some(head)
+    }
+
+    /// Errors: [`mainstay_core::Code::Integrity`] when the log is shorter than it was, or another one.
+    pub(crate) fn check(&self, state: &State) -> Result<()> {
+        let Some((next, hash)) = self.remembered() else { return Ok(()) };
+        let rolled_back =
+            state.next_sequence() < next || (state.next_sequence() == next && state.head_hash() != hash);
+        if rolled_back {
+            let what = format!(
+                "the repository was rolled back: its log ends at {}, and was at {next}",
+                state.next_sequence()
+            );
+            return Err(Error::integrity(what).hint(format!(
+                "find out who put an older copy there; if you did so yourself, remove {}",
+                self.head.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Best effort: not being able to remember must not stop a backup.
+    pub(crate) fn remember(&self, state: &State) {
+        if self.remembered() == Some((state.next_sequence(), state.head_hash())) {
+            return;
+        }
+        let mut bytes = Vec::new();
+        bytes.fixed(MAGIC);
+        bytes.u64(state.next_sequence());
+        bytes.fixed(&state.head_hash());
+        if let Some(folder) = self.head.parent() {
+            let _unremembered = std::fs::create_dir_all(folder);
+        }
+        // A torn write is read as nothing remembered.
+        let _unremembered = std::fs::write(&self.head, bytes);
+    }
+}

@@ -1,0 +1,43 @@
+//! Where each object lives in the blob store.
+
+use mainstay_core::Id16;
+
+pub(crate) const CONFIG: &str = "config";
+pub(crate) const KEYS: &str = "keys";
+pub(crate) const LOG: &str = "log";
+pub(crate) const POINTS: &str = "points";
+pub(crate) const PACKS: &str = "pack";
+pub(crate) const RUNS: &str = "index";
+
+pub(crate) fn key_slot(id: &Id16) -> String {
+    format!("{KEYS}/{id}")
+}
+
+/// The sequence number in 16 hexadecimal digits, so that names sort as numbers do.
+pub(crate) fn log_record(sequence: u64) -> String {
+    format!("{LOG}/{sequence:016x}")
+}
+
+pub(crate) fn point(id: &Id16) -> String {
+    format!("{POINTS}/{id}")
+}
+
+/// Packs spread over 256 directories by the last byte of their name, which is random.
+pub(crate) fn pack(id: &Id16) -> String {
+    format!("{PACKS}/{:02x}/{id}", id.0[15])
+}
+
+pub(crate) fn index_run(id: &Id16) -> String {
+    format!("{RUNS}/{id}")
+}
+
+/// The second copy of a small object.
+pub(crate) fn copy_of(name: &str) -> String {
+    format!("copy/{name}")
+}
+
+/// The identity at the end of a pack's name; `None` for anything else.
+pub(crate) fn pack_id(name: &str) -> Option<Id16> {
+    let id = name.strip_prefix(PACKS)?.strip_prefix('/')?.get(3..)?.parse().ok()?;
+    (pack(&id) == name).then_some(id)
+}

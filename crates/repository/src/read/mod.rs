@@ -1,0 +1,11 @@
+//! The reader: looks into points, and a [`mainstay_core::Source`] that yields what they hold.
+
+mod diff;
+mod point;
+pub(crate) mod recipe;
+mod source;
+mod stream;
+
+pub use diff::{Change, ChangeKind, Diff, diff};
+pub use point::{Entry, PointReader, Walk};
+pub use source::PointSource;

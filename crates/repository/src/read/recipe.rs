@@ -1,0 +1,108 @@
+//! Recipes read back: their runs in order, and whether two of them make the same content.
+
+use std::sync::Arc;
+
+use mainstay_core::{Error, Result};
+
+use crate::cut::ChunkId;
+use crate::fetch::{Fetch, MetaPages};
+use crate::format::directory::Directory;
+use crate::format::item::Recipe;
+use crate::format::page::{Cursor, PageKind};
+use crate::format::run::{Run, RunDigest};
+use crate::format::segment::GroupId;
+use crate::write::Groups;
+
+/// The runs of a recipe, in order.
+pub(crate) enum Runs {
+    Inline(std::vec::IntoIter<Run>),
+    Pages(Cursor<MetaPages>),
+}
+
+impl Runs {
+    pub(crate) fn of(fetch: &Arc<Fetch>, recipe: &Recipe) -> Result<Self> {
+        Ok(match recipe {
+            Recipe::None => Self::Inline(Vec::new().into_iter()),
+            Recipe::Inline(runs) => Self::Inline(runs.clone().into_iter()),
+            Recipe::Pages { root, .. } => {
+                Self::Pages(Cursor::seek(MetaPages(Arc::clone(fetch)), PageKind::Recipe, root, &[])?)
+            }
+        })
+    }
+
+    pub(crate) fn next(&mut self) -> Result<Option<Run>> {
+        match self {
+            Self::Inline(runs) => Ok(runs.next()),
+            Self::Pages(cursor) => match cursor.next()? {
+                Some((page, index)) => Run::decode(&mut page.value(index), &page.groups).map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+}
+
+/// Checks that the slots of a run hold the chunks that its digest was taken of.
+pub(crate) fn check_run(
+    directory: &Directory,
+    group: &GroupId,
+    first: u32,
+    count: u32,
+    digest: &RunDigest,
+) -> Result<()> {
+    let end = first as usize + count as usize;
+    let Some(chunks) = directory.chunks().get(first as usize..end) else {
+        return Err(Error::integrity(format!("a recipe names slots that group {group} does not have")));
+    };
+    if RunDigest::of(chunks.iter().map(|(id, _)| id)) == *digest {
+        Ok(())
+    } else {
+        Err(Error::integrity(format!("a recipe and the directory of group {group} disagree")))
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Part {
+    Chunk(ChunkId),
+    Zeros(u64),
+}
+
+/// Whether two recipes make the same content: the same chunks in the same order, wherever they lie. `fresh` knows
+/// the directories of groups that are being written.
+pub(crate) fn same(
+    fetch: &Arc<Fetch>,
+    fresh: Option<&Groups>,
+    left: &Recipe,
+    right: &Recipe,
+) -> Result<bool> {
+    if left == right {
+        return Ok(true);
+    }
+    if left.bytes() != right.bytes() {
+        return Ok(false);
+    }
+    Ok(parts(fetch, fresh, left)? == parts(fetch, fresh, right)?)
+}
+
+fn parts(fetch: &Arc<Fetch>, fresh: Option<&Groups>, recipe: &Recipe) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    let mut runs = Runs::of(fetch, recipe)?;
+    while let Some(run) = runs.next()? {
+        match run {
+            Run::Chunks { group, first, count, .. } => {
+                let mut extend = |directory: &Directory| {
+                    let chunks = directory.chunks().get(first as usize..first as usize + count as usize);
+                    parts.extend(chunks.unwrap_or_default().iter().map(|(id, _)| Part::Chunk(*id)));
+                };
+                match fresh.and_then(|fresh| fresh.directory(&group)) {
+                    Some(directory) => extend(directory),
+                    None => extend(fetch.directory(&group)?.as_ref()),
+                }
+            }
+            Run::Hole(length) | Run::Zeros(length) => match parts.last_mut() {
+                Some(Part::Zeros(before)) => *before += length,
+                _ => parts.push(Part::Zeros(length)),
+            },
+        }
+    }
+    Ok(parts)
+}

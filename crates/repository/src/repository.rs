@@ -1,0 +1,387 @@
+//! An open repository: the one door to points.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mainstay_core::{BlobStore, Clock, Code, Error, Id16, PointId, Result, Time, WriterId};
+
+use crate::config::Config;
+use crate::fetch::Fetch;
+use crate::keys::kit::Kit;
+use crate::keys::slot;
+use crate::keys::{FamilyId, KeyRing, Powers};
+use crate::log::record::{Change, StoredNote, WriterEntry};
+use crate::log::state::{PackStatus, State};
+use crate::log::{Log, random_id};
+use crate::memory::Memory;
+use crate::names;
+use crate::points::{Note, PointInfo, Points, put_twice};
+use crate::read::PointReader;
+use crate::seal::Secret;
+use crate::shared::Shared;
+use crate::sign::SigningKey;
+use crate::write::{PointWriter, WriteRequest};
+
+const SLOT_BYTES_MAX: u64 = 1 << 20;
+
+/// What opening a repository needs beside a key.
+#[derive(Clone)]
+pub struct Options {
+    pub clock: Arc<dyn Clock>,
+    /// A directory private to this user, for what is remembered between runs; none remembers nothing.
+    pub state: Option<PathBuf>,
+}
+
+/// What opens a repository.
+pub enum Unlock<'a> {
+    Passphrase(&'a [u8]),
+    /// The high-entropy key of a generated key file.
+    KeyFile(&'a Secret),
+    Kit(&'a Kit),
+    /// Powers carried in full, as a write-only client does.
+    Ring(Box<KeyRing>),
+}
+
+/// An open repository. Shared freely between threads.
+pub struct Repository {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) fetch: Arc<Fetch>,
+    pub(crate) points: Points,
+    memory: Option<Memory>,
+}
+
+/// Figures about what is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of all packs that are live or condemned.
+    pub pack_bytes: u64,
+    pub packs: u64,
+    pub condemned_packs: u64,
+    pub points: u64,
+    pub expired_points: u64,
+    /// Number of the next log record.
+    pub log_next: u64,
+    /// The latest moment that any record claims.
+    pub newest: Time,
+    /// Numbers in the log that hold nothing valid, and breaks in its chain.
+    pub log_damage: Vec<u64>,
+    pub log_voids: u64,
+}
+
+/// What a new holder of keys is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Writes points; reads nothing, deletes nothing.
+    WriteOnly,
+    /// Expires points and collects garbage; reads no content.
+    Collector,
+}
+
+/// Somebody who may sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriterInfo {
+    pub id: WriterId,
+    pub name: String,
+    pub powers: Powers,
+}
+
+impl Repository {
+    /// Writes configuration, key slots and the first record of the log into an empty store.
+    ///
+    /// Errors: [`Code::AlreadyExists`] when there is a repository already; [`Code::NoPower`] when `ring` is not an
+    /// owner's.
+    pub fn create(
+        store: Arc<dyn BlobStore>,
+        ring: KeyRing,
+        slots: &[Vec<u8>],
+        options: &Options,
+    ) -> Result<Self> {
+        let root = ring.root()?.signing_key();
+        let writer = ring.writer(Powers::WRITE)?.verifying_key();
+        let config = Config::new(ring.family(), root.verifying_key());
+        for bytes in slots {
+            put_twice(store.as_ref(), &names::key_slot(&slot::read_header(bytes)?.slot), bytes)?;
+        }
+        config.store(store.as_ref(), root)?;
+        let this = Self::assemble(store, ring.clone(), &config, options);
+        let entry = WriterEntry { key: writer, powers: ring.powers(), name: "owner".into() };
+        this.shared.append_signed_by(root, &mut |state| {
+            if state.next_sequence() > 0 {
+                return Err(Error::new(Code::AlreadyExists, "the store already has a log"));
+            }
+            Ok(Change::Genesis { writers: vec![entry.clone()] })
+        })?;
+        this.remember();
+        Ok(this)
+    }
+
+    /// Errors: [`Code::NoRepository`], [`Code::WrongKey`] when nothing opens with `unlock`, [`Code::Integrity`]
+    /// when the store was rolled back.
+    pub fn open(store: Arc<dyn BlobStore>, unlock: &Unlock<'_>, options: &Options) -> Result<Self> {
+        let config = Config::load(store.as_ref())?;
+        let ring = match unlock {
+            Unlock::Ring(ring) => KeyRing::clone(ring),
+            _ => open_slots(store.as_ref(), &config, unlock)?,
+        };
+        if ring.family() != config.family {
+            let what = format!("this key belongs to repository {}, not to {}", ring.family(), config.family);
+            return Err(
+                Error::new(Code::WrongKey, what).hint("use the key that was made with this repository")
+            );
+        }
+        let this = Self::assemble(store, ring, &config, options);
+        this.refresh()?;
+        Ok(this)
+    }
+
+    fn assemble(store: Arc<dyn BlobStore>, ring: KeyRing, config: &Config, options: &Options) -> Self {
+        let log = Log {
+            store: Arc::clone(&store),
+            family: config.family,
+            root: config.root,
+            clock: Arc::clone(&options.clock),
+        };
+        let shared = Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log));
+        Self {
+            fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
+            points: Points::new(Arc::clone(&shared)),
+            memory: options.state.as_ref().map(|state| Memory::new(state, &config.family)),
+            shared,
+        }
+    }
+
+    /// The repository's id: the hash of its root key.
+    pub fn family(&self) -> FamilyId {
+        *self.shared.family()
+    }
+
+    pub fn location(&self) -> String {
+        self.shared.store.location()
+    }
+
+    pub fn ring(&self) -> &KeyRing {
+        &self.shared.ring
+    }
+
+    /// Reads what was appended to the log since.
+    pub fn refresh(&self) -> Result<()> {
+        self.shared.refresh()?;
+        if let Some(memory) = &self.memory {
+            memory.check(&self.shared.state())?;
+        }
+        self.remember();
+        Ok(())
+    }
+
+    fn remember(&self) {
+        if let Some(memory) = &self.memory {
+            memory.remember(&self.shared.state());
+        }
+    }
+
+    /// Points that are not expired, in the order of the log.
+    pub fn points(&self) -> Result<Vec<PointInfo>> {
+        let state = self.shared.state();
+        let live: Vec<_> = state.live_points().into_iter().cloned().collect();
+        drop(state);
+        live.iter().map(|point| self.points.info(point)).collect()
+    }
+
+    fn point(&self, id: &PointId) -> Result<PointInfo> {
+        let point = self.shared.state().point(id).filter(|point| !point.expired).cloned();
+        let missing = || Error::new(Code::NotFound, format!("there is no point {id}"));
+        self.points.info(&point.ok_or_else(missing)?)
+    }
+
+    /// Opens a point for reading. Needs the power to read.
+    pub fn read(&self, id: &PointId) -> Result<PointReader> {
+        let info = self.point(id)?;
+        let loaded = self.points.load(id)?;
+        self.shared.ring.content_secret()?;
+        let body = loaded.body.as_ref().ok_or_else(|| Error::bug("a readable point has no body"))?;
+        Ok(PointReader::new(Arc::clone(&self.fetch), info, body.items, body.skips))
+    }
+
+    /// Starts a new point. Needs the power to write.
+    pub fn write(&self, request: WriteRequest) -> Result<PointWriter> {
+        self.refresh()?;
+        PointWriter::new(Arc::clone(&self.fetch), &self.points, request)
+    }
+
+    /// Appends a fact about a point.
+    pub fn note(&self, point: &PointId, note: &Note) -> Result<()> {
+        let hold = random_id()?;
+        let note = match note.clone() {
+            Note::Tag(tag) => StoredNote::Tag(tag),
+            Note::Untag(tag) => StoredNote::Untag(tag),
+            Note::Hold { reason, until } => StoredNote::Hold { id: hold, reason, until },
+            Note::Release(id) => StoredNote::Release(id),
+            Note::Verified { read_data } => StoredNote::Verified { read_data },
+            Note::Proven { how, seconds } => StoredNote::Proven { how, seconds },
+        };
+        let power = if matches!(note, StoredNote::Release(_)) { Powers::EXPIRE } else { Powers::WRITE };
+        self.append(power, &mut |state| match state.point(point) {
+            Some(found) if !found.expired => Ok(Change::Note { point: *point, note: note.clone() }),
+            _ => Err(Error::new(Code::NotFound, format!("there is no point {point}"))),
+        })
+    }
+
+    /// Stops keeping points. Their bytes go with the next garbage collection.
+    ///
+    /// Errors: [`Code::Refused`] when one of them is held, and then nothing happens.
+    pub fn expire(&self, points: &[PointId], reason: &str) -> Result<()> {
+        if points.is_empty() {
+            return Ok(());
+        }
+        let now = self.shared.clock.now();
+        self.append(Powers::EXPIRE, &mut |state| {
+            // A hold ends by the later of both clocks, so that a clock set forward releases nothing early
+            // unless the log agrees.
+            let moment = now.min(state.newest_time().max(Time(0)));
+            for id in points {
+                let Some(point) = state.point(id).filter(|point| !point.expired) else {
+                    return Err(Error::new(Code::NotFound, format!("there is no point {id}")));
+                };
+                let held =
+                    point.holds().into_iter().find(|hold| hold.until.is_none_or(|until| until > moment));
+                if let Some(hold) = held {
+                    let what = format!("point {id} is held: {}", hold.reason);
+                    return Err(Error::new(Code::Refused, what).hint("release the hold first"));
+                }
+            }
+            Ok(Change::Expire { points: points.to_vec(), reason: reason.to_owned() })
+        })
+    }
+
+    fn append(&self, power: Powers, decide: &mut dyn FnMut(&State) -> Result<Change>) -> Result<()> {
+        self.shared.append(power, decide)?;
+        self.remember();
+        Ok(())
+    }
+
+    pub fn stats(&self) -> Stats {
+        let state = self.shared.state();
+        let mut stats = Stats {
+            points: state.live_points().len() as u64,
+            expired_points: state.all_points().filter(|point| point.expired).count() as u64,
+            log_next: state.next_sequence(),
+            newest: state.newest_time(),
+            log_damage: state.damage().to_vec(),
+            log_voids: state.voids(),
+            ..Stats::default()
+        };
+        for pack in state.packs().filter(|pack| pack.status != PackStatus::Deleted) {
+            stats.packs += 1;
+            stats.pack_bytes += pack.entry.length;
+            stats.condemned_packs += u64::from(pack.status != PackStatus::Live);
+        }
+        stats
+    }
+
+    /// The key slots: what can open this repository.
+    pub fn slots(&self) -> Result<Vec<slot::Header>> {
+        let slots = read_slots(self.shared.store.as_ref())?;
+        slots.iter().map(|bytes| slot::read_header(bytes)).collect()
+    }
+
+    pub fn add_slot(&self, bytes: &[u8]) -> Result<()> {
+        let name = names::key_slot(&slot::read_header(bytes)?.slot);
+        put_twice(self.shared.store.as_ref(), &name, bytes)?;
+        self.shared.store.flush()
+    }
+
+    /// Errors: [`Code::Refused`] for the last slot, without which nobody could open the repository.
+    pub fn remove_slot(&self, id: &Id16) -> Result<()> {
+        let slots = self.slots()?;
+        if !slots.iter().any(|slot| slot.slot == *id) {
+            return Err(Error::new(Code::NotFound, format!("there is no key slot {id}")));
+        }
+        if slots.len() == 1 {
+            return Err(Error::new(Code::Refused, "the last key slot cannot be removed")
+                .hint("add another one first"));
+        }
+        let name = names::key_slot(id);
+        self.shared.store.delete(&names::copy_of(&name))?;
+        self.shared.store.delete(&name)?;
+        self.shared.store.flush()
+    }
+
+    pub fn writers(&self) -> Vec<WriterInfo> {
+        let state = self.shared.state();
+        let info = |(id, entry): (&WriterId, &WriterEntry)| WriterInfo {
+            id: *id,
+            name: entry.name.clone(),
+            powers: entry.powers,
+        };
+        state.writers().map(info).collect()
+    }
+
+    /// Lets a new holder write or collect, and returns its keys. Needs the root key.
+    pub fn add_writer(&self, name: &str, role: Role) -> Result<KeyRing> {
+        let root = self.shared.ring.root()?.signing_key();
+        let signing = SigningKey::generate()?;
+        let key = signing.verifying_key();
+        let ring = match role {
+            Role::WriteOnly => self.shared.ring.write_only(signing),
+            Role::Collector => self.shared.ring.collector(signing)?,
+        };
+        let powers = ring.powers();
+        let entry = WriterEntry { key, powers, name: name.to_owned() };
+        self.shared.append_signed_by(root, &mut |_| Ok(Change::Writer(entry.clone())))?;
+        self.remember();
+        Ok(ring)
+    }
+
+    /// Takes every power from a writer. What it wrote stays. Needs the root key.
+    pub fn revoke_writer(&self, id: &WriterId) -> Result<()> {
+        let root = self.shared.ring.root()?.signing_key();
+        self.shared.append_signed_by(root, &mut |state| match state.writer(id) {
+            Some(entry) => Ok(Change::Writer(WriterEntry { powers: Powers::default(), ..entry.clone() })),
+            None => Err(Error::new(Code::NotFound, format!("there is no writer {id}"))),
+        })?;
+        self.remember();
+        Ok(())
+    }
+}
+
+fn read_slots(store: &dyn BlobStore) -> Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    store.list(names::KEYS, &mut |listed| {
+        names.push(listed.name);
+        Ok(())
+    })?;
+    names.sort();
+    let mut slots = Vec::new();
+    for name in names {
+        let copy = || store.get_whole(&names::copy_of(&name), SLOT_BYTES_MAX);
+        let whole = |bytes: Vec<u8>| slot::read_header(&bytes).map(|_| bytes);
+        match store.get_whole(&name, SLOT_BYTES_MAX).and_then(whole).or_else(|_damaged| copy()) {
+            Ok(bytes) => slots.push(bytes),
+            Err(error) if matches!(error.code(), Code::Integrity | Code::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(slots)
+}
+
+fn open_slots(store: &dyn BlobStore, config: &Config, unlock: &Unlock<'_>) -> Result<KeyRing> {
+    let slots = read_slots(store)?;
+    for bytes in &slots {
+        let opened = match unlock {
+            Unlock::Passphrase(passphrase) => slot::open_with_passphrase(bytes, passphrase),
+            Unlock::KeyFile(key) => slot::open_with_key(bytes, key),
+            Unlock::Kit(kit) if !kit.belongs_to(&config.family) => return kit.open_slot(bytes),
+            Unlock::Kit(kit) => kit.open_slot(bytes),
+            Unlock::Ring(_) => continue,
+        };
+        match opened {
+            Ok(ring) => return Ok(ring),
+            Err(error) if matches!(error.code(), Code::WrongKey | Code::Integrity) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let what =
+        format!("none of the {} key slots of repository {} opens with this", slots.len(), config.family);
+    Err(Error::new(Code::WrongKey, what)
+        .hint("check the passphrase or key file; the recovery kit opens it too"))
+}

@@ -1,0 +1,68 @@
+//! What every part of an open repository needs: the store, the keys, the log and what it says.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use mainstay_core::{BlobStore, Clock, Code, Error, Result};
+
+use crate::keys::{DomainKeys, FamilyId, KeyRing, Powers};
+use crate::log::Log;
+use crate::log::record::Change;
+use crate::log::state::State;
+use crate::sign::SigningKey;
+
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ring: KeyRing,
+    pub(crate) log: Log,
+    state: RwLock<State>,
+}
+
+impl Shared {
+    pub(crate) fn new(store: Arc<dyn BlobStore>, clock: Arc<dyn Clock>, ring: KeyRing, log: Log) -> Self {
+        Self { store, clock, ring, log, state: RwLock::default() }
+    }
+
+    pub(crate) fn family(&self) -> &FamilyId {
+        &self.log.family
+    }
+
+    /// What the log said when it was last read. Not to be held while the log may be read or appended to.
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the tail of the log; whether there was anything new.
+    pub(crate) fn refresh(&self) -> Result<bool> {
+        Ok(self.log.read(&mut self.state_mut())? > 0)
+    }
+
+    /// Appends what `decide` makes of the newest state, signed as a holder of `power`; see [`Log::append`].
+    /// `decide` must not ask for [`Shared::state`]: it is given it.
+    pub(crate) fn append(
+        &self,
+        power: Powers,
+        decide: &mut dyn FnMut(&State) -> Result<Change>,
+    ) -> Result<u64> {
+        self.append_signed_by(self.ring.writer(power)?, decide)
+    }
+
+    pub(crate) fn append_signed_by(
+        &self,
+        signer: &SigningKey,
+        decide: &mut dyn FnMut(&State) -> Result<Change>,
+    ) -> Result<u64> {
+        self.log.append(&mut self.state_mut(), signer, decide)
+    }
+
+    /// The keys of the domain that this holder writes to.
+    pub(crate) fn domain(&self) -> Result<&DomainKeys> {
+        let none =
+            || Error::new(Code::NoPower, "this key has no power to look into the index of this repository");
+        self.ring.domains().first().ok_or_else(none)
+    }
+}

@@ -1,0 +1,423 @@
+//! Checks stored bytes: that they are there, that they are what was written, and that points and what they
+//! reach agree. Goes on past damage and names it as items × points.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use mainstay_core::{Code, Counts, Error, Event, ItemPath, Phase, PointId, Progress, Result};
+
+use crate::fetch::{MetaPages, StructurePages};
+use crate::format::item::{Recipe, StoredItem, path_of_key};
+use crate::format::pack::{BlockKind, HEADER_BYTES, PackId, block_digest, check_header};
+use crate::format::page::{Page, PageKind, PageRef, for_each_page};
+use crate::format::run::Run;
+use crate::format::segment::{Class, GroupId};
+use crate::log::state::{PackStatus, PointState};
+use crate::names;
+use crate::ranges::Ranges;
+use crate::read::recipe::check_run;
+use crate::repository::Repository;
+
+/// What is checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyScope {
+    /// Only these points and what they reach; every live point and pack when empty.
+    pub points: Vec<PointId>,
+    /// Reads every stored byte, and with the power to read opens every segment and checks every chunk.
+    pub read_data: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    pub points: u64,
+    pub packs: u64,
+    pub bytes_read: u64,
+    pub chunks: u64,
+    /// What is wrong, for people.
+    pub problems: Vec<String>,
+    /// Items that cannot be restored whole, with the points they are in.
+    pub lost: BTreeMap<ItemPath, BTreeSet<PointId>>,
+    /// Points in which nothing is wrong.
+    pub sound: Vec<PointId>,
+}
+
+impl VerifyReport {
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// Named one by one up to this many.
+const LOST_MAX: usize = 100_000;
+/// Packs are read in pieces of this size.
+const READ_BYTES: u64 = 4 << 20;
+
+#[derive(Default)]
+struct Findings {
+    report: VerifyReport,
+    /// Segments that cannot be had, and groups whose directory cannot.
+    bad: BTreeMap<GroupId, Ranges>,
+    damaged_points: BTreeSet<PointId>,
+}
+
+impl Findings {
+    fn problem(&mut self, what: String) {
+        if self.report.problems.last() != Some(&what) {
+            self.report.problems.push(what);
+        }
+    }
+
+    fn error(&mut self, what: &str, error: &Error) {
+        self.problem(format!("{what}: {}", error.chain().join(": ")));
+    }
+
+    fn lose(&mut self, path: &ItemPath, point: PointId) {
+        self.damaged_points.insert(point);
+        if self.report.lost.len() < LOST_MAX {
+            self.report.lost.entry(path.clone()).or_default().insert(point);
+        }
+    }
+
+    fn is_bad(&self, group: &GroupId, first: u32, last: u32) -> bool {
+        self.bad.get(group).is_some_and(|bad| (first..=last).any(|segment| bad.contains(segment)))
+    }
+}
+
+impl Repository {
+    /// Errors only when checking is impossible; damage is in the report.
+    pub fn verify(&self, scope: &VerifyScope, progress: &dyn Progress) -> Result<VerifyReport> {
+        progress.event(&Event::Phase(Phase::Verifying));
+        self.refresh()?;
+        let mut findings = Findings::default();
+        self.verify_log(&mut findings);
+        let state = self.shared.state().clone();
+        let chosen = |point: &&&PointState| scope.points.is_empty() || scope.points.contains(&point.entry.id);
+        let live = state.live_points();
+        let points: Vec<_> = live.iter().filter(chosen).map(|point| point.entry.id).collect();
+        let reached = self.verify_references(&points, &mut findings, progress)?;
+        self.verify_packs(scope, &reached, &mut findings, progress)?;
+        if scope.read_data && self.shared.ring.content_secret().is_ok() {
+            self.verify_chunks(&reached, &mut findings, progress)?;
+        }
+        for point in &points {
+            progress.check()?;
+            self.verify_point(point, reached.get(point), &mut findings);
+            findings.report.points += 1;
+        }
+        let Findings { mut report, damaged_points, .. } = findings;
+        report.sound = points.into_iter().filter(|point| !damaged_points.contains(point)).collect();
+        Ok(report)
+    }
+
+    fn verify_log(&self, findings: &mut Findings) {
+        let state = self.shared.state();
+        for sequence in state.damage() {
+            findings.problem(format!(
+                "the log is broken before record {sequence}: a record was lost or replaced"
+            ));
+        }
+        if state.voids() > 0 {
+            findings.problem(format!("{} numbers of the log hold nothing valid", state.voids()));
+        }
+    }
+
+    /// What each point says it reaches. Without the collector's power the lists cannot be opened, and trees alone
+    /// are checked.
+    fn verify_references(
+        &self,
+        points: &[PointId],
+        findings: &mut Findings,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<PointId, BTreeMap<GroupId, Ranges>>> {
+        let mut reached = BTreeMap::new();
+        for id in points {
+            progress.check()?;
+            let loaded = match self.points.load(id) {
+                Ok(loaded) => loaded,
+                Err(error) => {
+                    findings.error(&format!("point {id}"), &error);
+                    findings.damaged_points.insert(*id);
+                    continue;
+                }
+            };
+            if self.shared.ring.structure_secret().is_err() {
+                continue;
+            }
+            let mut list: BTreeMap<GroupId, Ranges> = BTreeMap::new();
+            let Some(root) = loaded.header.references else {
+                reached.insert(*id, list);
+                continue;
+            };
+            let pages = StructurePages(Arc::clone(&self.fetch));
+            let walked = for_each_page(&pages, PageKind::References, &root, &mut |page_ref, page| {
+                list.entry(page_ref.group)
+                    .or_default()
+                    .insert(page_ref.segment..page_ref.segment.saturating_add(1));
+                for index in 0..if page.level == 0 { page.len() } else { 0 } {
+                    let (group, segments) = crate::collect::reference(page, index)?;
+                    list.entry(group).or_default().extend(&segments);
+                }
+                Ok(true)
+            });
+            match walked {
+                Ok(()) => {
+                    reached.insert(*id, list);
+                }
+                Err(error) => {
+                    findings.error(&format!("the list of what point {id} reaches"), &error);
+                    findings.damaged_points.insert(*id);
+                }
+            }
+        }
+        Ok(reached)
+    }
+
+    /// Checks that packs are there and, with `read_data`, every block against the digest in the footer. Needs no key.
+    fn verify_packs(
+        &self,
+        scope: &VerifyScope,
+        reached: &BTreeMap<PointId, BTreeMap<GroupId, Ranges>>,
+        findings: &mut Findings,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let groups: HashSet<_> = reached.values().flat_map(BTreeMap::keys).collect();
+        let state = self.shared.state().clone();
+        let mut packs: Vec<_> = state.packs().filter(|pack| pack.status == PackStatus::Live).collect();
+        packs.retain(|pack| {
+            scope.points.is_empty() || pack.entry.groups.iter().any(|group| groups.contains(&group.id))
+        });
+        packs.sort_by_key(|pack| pack.entry.id);
+        let total: u64 = packs.iter().map(|pack| pack.entry.length).sum();
+        progress.event(&Event::Expect { items: packs.len() as u64, bytes: total, complete: true });
+        for pack in packs {
+            progress.check()?;
+            let entry = &pack.entry;
+            if let Err(error) = self.verify_pack(&entry.id, entry.length, scope.read_data, findings) {
+                if !matches!(error.code(), Code::Integrity | Code::NotFound) {
+                    return Err(error);
+                }
+                findings.error(&format!("pack {}", entry.id), &error);
+                for group in &entry.groups {
+                    findings.bad.entry(group.id).or_default().extend(&group.segments);
+                }
+            }
+            findings.report.packs += 1;
+            let counts = Counts {
+                items: findings.report.packs,
+                read_bytes: findings.report.bytes_read,
+                ..Counts::default()
+            };
+            progress.event(&Event::Done(counts));
+        }
+        self.forgive_copies(findings);
+        Ok(())
+    }
+
+    fn verify_pack(&self, id: &PackId, length: u64, read_data: bool, findings: &mut Findings) -> Result<()> {
+        let name = names::pack(id);
+        let size = self.shared.store.size(&name)?;
+        if size != length {
+            return Err(Error::integrity(format!("it is {size} bytes long and was {length}")));
+        }
+        let footer = self.fetch.footer(id)?;
+        check_header(&self.shared.store.get(&name, 0..HEADER_BYTES as u64)?, id)?;
+        if !read_data {
+            return Ok(());
+        }
+        let mut window: (u64, Vec<u8>) = (0, Vec::new());
+        for block in &footer.blocks {
+            let (start, end) = (block.offset, block.offset + u64::from(block.length));
+            if start < window.0 || end > window.0 + window.1.len() as u64 {
+                let until = (start + READ_BYTES).max(end).min(length);
+                window = (start, self.shared.store.get(&name, start..until)?);
+                findings.report.bytes_read += until - start;
+            }
+            let from = (start - window.0) as usize;
+            let bytes = window.1.get(from..from + block.length as usize).unwrap_or_default();
+            if block_digest(bytes) == block.digest {
+                continue;
+            }
+            let Some(group) = footer.groups.get(block.group) else { continue };
+            findings.problem(format!("pack {id} is damaged between bytes {start} and {end}"));
+            let bad = findings.bad.entry(group.id).or_default();
+            match block.kind {
+                BlockKind::Segment => bad.insert(block.ordinal..block.ordinal + 1),
+                BlockKind::Directory => bad.insert(0..u32::MAX),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is damaged in one pack but whole in another is not lost.
+    fn forgive_copies(&self, findings: &mut Findings) {
+        let bad = std::mem::take(&mut findings.bad);
+        for (group, segments) in bad {
+            let copies = self.shared.state().locations(&group).len();
+            let mut lost = Ranges::default();
+            if copies < 2 {
+                lost = segments;
+            } else if self.fetch.directory(&group).is_err() {
+                lost.insert(0..u32::MAX);
+            } else {
+                for segment in segments.iter().take_while(|segment| *segment < 1 << 20) {
+                    if self.fetch.sealed_segment(&group, segment).is_err() {
+                        lost.insert(segment..segment + 1);
+                    }
+                }
+            }
+            if !lost.is_empty() {
+                findings.bad.insert(group, lost);
+            }
+        }
+    }
+
+    /// Opens every reached segment of content and pages, and checks every chunk against its id.
+    fn verify_chunks(
+        &self,
+        reached: &BTreeMap<PointId, BTreeMap<GroupId, Ranges>>,
+        findings: &mut Findings,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let mut all: BTreeMap<GroupId, Ranges> = BTreeMap::new();
+        for (group, segments) in reached.values().flatten() {
+            all.entry(*group).or_default().extend(segments);
+        }
+        for (group, segments) in &all {
+            for segment in segments.iter() {
+                progress.check()?;
+                if findings.is_bad(group, segment, segment) {
+                    continue;
+                }
+                match self.verify_segment(group, segment) {
+                    Ok(chunks) => findings.report.chunks += chunks,
+                    Err(error) if error.code() == Code::Integrity => {
+                        findings.error(&format!("segment {segment} of group {group}"), &error);
+                        findings.bad.entry(*group).or_default().insert(segment..segment + 1);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_segment(&self, group: &GroupId, segment: u32) -> Result<u64> {
+        let sealed = self.fetch.sealed_segment(group, segment)?;
+        let opened = self.fetch.open_sealed(&sealed, segment)?;
+        if sealed.header.class == Class::Structure {
+            return Ok(0);
+        }
+        let directory = self.fetch.directory(group)?;
+        let missing = || Error::integrity("the directory does not know this segment");
+        let slots = directory.slots_of(segment).ok_or_else(missing)?;
+        let mut rest = opened.as_slice();
+        let keys = self.shared.domain()?;
+        for slot in slots.clone() {
+            let (id, length) = directory.chunk(slot).ok_or_else(missing)?;
+            let Some((chunk, after)) = rest.split_at_checked(*length as usize) else { return Err(missing()) };
+            match sealed.header.class {
+                Class::Meta if blake3::keyed_hash(&keys.page_key, chunk).as_bytes() == &id.0 => {}
+                Class::Meta => return Err(Error::integrity("a page is not what its id says")),
+                _ => self.fetch.check_chunk(id, chunk)?,
+            }
+            rest = after;
+        }
+        if rest.is_empty() { Ok(u64::from(slots.end - slots.start)) } else { Err(missing()) }
+    }
+
+    /// Walks the tree of a point: every recipe must fit the directories and lie within what the point reaches.
+    fn verify_point(
+        &self,
+        id: &PointId,
+        reached: Option<&BTreeMap<GroupId, Ranges>>,
+        findings: &mut Findings,
+    ) {
+        let Ok(loaded) = self.points.load(id) else { return };
+        let Some(items) = loaded.body.as_ref().and_then(|body| body.items) else { return };
+        let mut paths = Vec::new();
+        let walk = PointWalk { repository: self, reached, findings, paths: &mut paths };
+        if let Err(error) = walk.items(&items) {
+            findings.error(&format!("the tree of point {id}"), &error);
+            findings.damaged_points.insert(*id);
+        }
+        for path in paths {
+            findings.lose(&path, *id);
+        }
+    }
+}
+
+struct PointWalk<'a> {
+    repository: &'a Repository,
+    reached: Option<&'a BTreeMap<GroupId, Ranges>>,
+    findings: &'a Findings,
+    /// Items that cannot be restored whole.
+    paths: &'a mut Vec<ItemPath>,
+}
+
+impl PointWalk<'_> {
+    fn items(self, root: &PageRef) -> Result<()> {
+        let pages = MetaPages(Arc::clone(&self.repository.fetch));
+        for_each_page(&pages, PageKind::Items, root, &mut |page_ref, page| {
+            self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment)?;
+            for index in 0..if page.level == 0 { page.len() } else { 0 } {
+                let item = StoredItem::decode(page.value(index), &page.groups)?;
+                let whole = self.recipe(&item.recipe);
+                match whole {
+                    Ok(true) => {}
+                    Ok(false) => self.paths.push(path_of_key(page.key(index))?),
+                    Err(error) if error.code() == Code::Integrity => {
+                        self.paths.push(path_of_key(page.key(index))?);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Whether everything that the recipe names is there.
+    fn recipe(&self, recipe: &Recipe) -> Result<bool> {
+        match recipe {
+            Recipe::None => Ok(true),
+            Recipe::Inline(runs) => runs.iter().try_fold(true, |whole, run| Ok(whole & self.run(run)?)),
+            Recipe::Pages { root, .. } => {
+                let pages = MetaPages(Arc::clone(&self.repository.fetch));
+                let mut whole = true;
+                for_each_page(&pages, PageKind::Recipe, root, &mut |page_ref, page: &Page| {
+                    self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment)?;
+                    for index in 0..if page.level == 0 { page.len() } else { 0 } {
+                        whole &= self.run(&Run::decode(&mut page.value(index), &page.groups)?)?;
+                    }
+                    Ok(true)
+                })?;
+                Ok(whole)
+            }
+        }
+    }
+
+    fn run(&self, run: &Run) -> Result<bool> {
+        let Run::Chunks { group, first, count, segment, last_segment, digest, .. } = run else {
+            return Ok(true);
+        };
+        self.check_reached(group, *segment, *last_segment)?;
+        if self.findings.is_bad(group, *segment, *last_segment) {
+            return Ok(false);
+        }
+        let directory = self.repository.fetch.directory(group)?;
+        check_run(&directory, group, *first, *count, digest)?;
+        let spans = (directory.ordinal_of(*first), directory.ordinal_of(first + count - 1));
+        Ok(spans == (*segment, *last_segment))
+    }
+
+    /// What a tree names and its list does not would be collected.
+    fn check_reached(&self, group: &GroupId, first: u32, last: u32) -> Result<()> {
+        let Some(reached) = self.reached else { return Ok(()) };
+        let listed =
+            reached.get(group).is_some_and(|listed| (first..=last).all(|segment| listed.contains(segment)));
+        if listed {
+            Ok(())
+        } else {
+            Err(Error::integrity(format!("the point does not list what it needs of group {group}")))
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Cuts content into chunks and chunks into runs.
+
+use std::ops::Range;
+
+use mainstay_core::{Blocks, Error, ExtentKind, Piece, Result, StreamEnd, StreamReader};
+
+use super::groups::Spot;
+use super::ingest::{Ingest, MetaSink};
+use crate::cut::{ChunkId, Cutter, Profile, is_zero};
+use crate::format::item::{INLINE_RUNS_MAX, Recipe};
+use crate::format::page::{MapBuilder, PageKind};
+use crate::format::run::{Run, RunDigest};
+
+/// How much is read at once.
+pub(crate) const READ_BYTES: usize = 2 << 20;
+/// Chunks of a body of blocks: small enough that a changed page costs little.
+const BLOCK_BYTES: u64 = 16 << 10;
+
+/// Collects runs; many of them move into pages of their own, so that memory does not grow with the content.
+pub(crate) struct RecipeBuilder {
+    runs: Vec<Run>,
+    open: Option<OpenRun>,
+    pages: Option<MapBuilder>,
+    bytes: u64,
+}
+
+struct OpenRun {
+    first: Spot,
+    last: Spot,
+    count: u32,
+    bytes: u64,
+    ids: Vec<ChunkId>,
+}
+
+/// Ids of a run under way are kept until its digest is taken; this bounds them.
+const RUN_CHUNKS_MAX: u32 = 1 << 14;
+
+impl RecipeBuilder {
+    pub(crate) fn new() -> Self {
+        Self { runs: Vec::new(), open: None, pages: None, bytes: 0 }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes + self.open.as_ref().map_or(0, |open| open.bytes)
+    }
+
+    fn chunk(&mut self, id: ChunkId, spot: Spot, bytes: u64, ingest: &mut Ingest) -> Result<()> {
+        if let Some(open) = &mut self.open
+            && open.last.group == spot.group
+            && open.last.slot + 1 == spot.slot
+            && open.count < RUN_CHUNKS_MAX
+        {
+            open.last = spot;
+            open.count += 1;
+            open.bytes += bytes;
+            open.ids.push(id);
+            return Ok(());
+        }
+        self.end_run(ingest)?;
+        self.open = Some(OpenRun { first: spot, last: spot, count: 1, bytes, ids: vec![id] });
+        Ok(())
+    }
+
+    fn end_run(&mut self, ingest: &mut Ingest) -> Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let OpenRun { first, last, count, bytes, ids } = open;
+        let run = Run::Chunks {
+            group: first.group,
+            first: first.slot,
+            count,
+            segment: first.segment,
+            last_segment: last.segment,
+            bytes,
+            digest: RunDigest::of(&ids),
+        };
+        self.push(run, ingest)
+    }
+
+    /// Zeros, allocated or not; joined with zeros of the same kind before them.
+    pub(crate) fn zeros(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
+        self.end_run(ingest)?;
+        match (self.runs.last_mut(), &run) {
+            (Some(Run::Hole(length)), Run::Hole(more)) | (Some(Run::Zeros(length)), Run::Zeros(more)) => {
+                *length += more;
+                self.bytes += more;
+                Ok(())
+            }
+            _ => self.push(run, ingest),
+        }
+    }
+
+    /// A finished run, as it is.
+    pub(crate) fn push(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
+        self.bytes += run.length();
+        self.runs.push(run);
+        if self.runs.len() <= INLINE_RUNS_MAX {
+            return Ok(());
+        }
+        // The newest run stays, since zeros may still join it.
+        let Some(newest) = self.runs.pop() else { return Ok(()) };
+        let end = self.bytes - newest.length();
+        self.spill(end, ingest)?;
+        self.runs.push(newest);
+        Ok(())
+    }
+
+    /// Moves the collected runs, which end at byte `end`, into pages.
+    fn spill(&mut self, end: u64, ingest: &mut Ingest) -> Result<()> {
+        let split_key = &ingest.domain.page_key;
+        let pages = self.pages.get_or_insert_with(|| MapBuilder::new(PageKind::Recipe, split_key));
+        let mut offset = end - self.runs.iter().map(Run::length).sum::<u64>();
+        for run in self.runs.drain(..) {
+            offset += run.length();
+            pages.push(
+                &offset.to_be_bytes(),
+                &|out, groups| run.encode(out, groups),
+                &mut MetaSink(ingest),
+            )?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self, ingest: &mut Ingest) -> Result<Recipe> {
+        self.end_run(ingest)?;
+        if self.pages.is_none() {
+            return Ok(Recipe::Inline(self.runs));
+        }
+        self.spill(self.bytes, ingest)?;
+        let Some(pages) = self.pages else { return Ok(Recipe::Inline(self.runs)) };
+        match pages.finish(&mut MetaSink(ingest))? {
+            Some(root) => Ok(Recipe::Pages { root, bytes: self.bytes }),
+            None => Ok(Recipe::Inline(Vec::new())),
+        }
+    }
+}
+
+/// Reads whole bodies through one buffer.
+pub(crate) struct ContentReader {
+    cutter: Cutter,
+    profile: Profile,
+    buffer: Vec<u8>,
+}
+
+/// Told how many bytes of a body are cut, as often as a buffer is full.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(u64, &Ingest) -> Result<()>;
+
+/// What became of a body.
+pub(crate) enum Outcome {
+    Read(Content),
+    /// The source could not read it; the repository is well.
+    Unreadable(Error),
+}
+
+pub(crate) struct Content {
+    pub(crate) recipe: Recipe,
+    pub(crate) bytes: u64,
+    pub(crate) end: StreamEnd,
+}
+
+impl ContentReader {
+    pub(crate) fn new(cut_key: &[u8; 32], profile: Profile) -> Self {
+        Self { cutter: Cutter::new(cut_key, profile), profile, buffer: vec![0; READ_BYTES + profile.max] }
+    }
+
+    pub(crate) fn stream(
+        &mut self,
+        mut reader: Box<dyn StreamReader>,
+        ingest: &mut Ingest,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
+        let mut recipe = RecipeBuilder::new();
+        let mut held = 0;
+        loop {
+            let space = self.buffer.get_mut(held..).unwrap_or_default();
+            let piece = match reader.read(space) {
+                Ok(piece) => piece,
+                Err(error) => return Ok(Outcome::Unreadable(error)),
+            };
+            match piece {
+                Piece::Data(length) => {
+                    held += length.min(space.len());
+                    if held + self.profile.max > self.buffer.len() {
+                        held = self.cut(held, false, &mut recipe, ingest)?;
+                        watch(recipe.bytes(), ingest)?;
+                    }
+                }
+                Piece::Hole(length) => {
+                    self.cut(held, true, &mut recipe, ingest)?;
+                    held = 0;
+                    recipe.zeros(Run::Hole(length), ingest)?;
+                    watch(recipe.bytes(), ingest)?;
+                }
+                Piece::End => break,
+            }
+        }
+        self.cut(held, true, &mut recipe, ingest)?;
+        let end = match reader.finish() {
+            Ok(end) => end,
+            Err(error) => return Ok(Outcome::Unreadable(error)),
+        };
+        let bytes = recipe.bytes();
+        Ok(Outcome::Read(Content { recipe: recipe.finish(ingest)?, bytes, end }))
+    }
+
+    /// Cuts the first `held` bytes of the buffer; unless they are the `last`, keeps what may not be cut yet.
+    /// Returns how many are kept.
+    fn cut(
+        &mut self,
+        held: usize,
+        last: bool,
+        recipe: &mut RecipeBuilder,
+        ingest: &mut Ingest,
+    ) -> Result<usize> {
+        let mut start = 0;
+        while start < held && (last || held - start >= self.profile.max) {
+            let data = self.buffer.get(start..held).unwrap_or_default();
+            let length = self.cutter.cut(data);
+            put(data.get(..length).unwrap_or_default(), recipe, ingest)?;
+            start += length.max(1);
+        }
+        self.buffer.copy_within(start..held, 0);
+        Ok(held - start)
+    }
+
+    pub(crate) fn blocks(
+        &mut self,
+        blocks: &dyn Blocks,
+        ingest: &mut Ingest,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
+        let mut recipe = RecipeBuilder::new();
+        let extents = match blocks.extents(0..blocks.size()) {
+            Ok(extents) => extents,
+            Err(error) => return Ok(Outcome::Unreadable(error)),
+        };
+        for extent in extents {
+            let length = extent.range.end - extent.range.start;
+            match extent.kind {
+                ExtentKind::Hole => recipe.zeros(Run::Hole(length), ingest)?,
+                ExtentKind::Zero => recipe.zeros(Run::Zeros(length), ingest)?,
+                ExtentKind::Data => {
+                    if let Some(error) = self.extent(blocks, extent.range, &mut recipe, ingest)? {
+                        return Ok(Outcome::Unreadable(error));
+                    }
+                }
+            }
+            watch(recipe.bytes(), ingest)?;
+        }
+        let bytes = recipe.bytes();
+        Ok(Outcome::Read(Content { recipe: recipe.finish(ingest)?, bytes, end: StreamEnd::Steady }))
+    }
+
+    /// Chunks of a fixed size, on multiples of it, so that an increment finds them again. Returns the error of a
+    /// source that could not read.
+    fn extent(
+        &mut self,
+        blocks: &dyn Blocks,
+        range: Range<u64>,
+        recipe: &mut RecipeBuilder,
+        ingest: &mut Ingest,
+    ) -> Result<Option<Error>> {
+        let mut offset = range.start;
+        while offset < range.end {
+            let length = (READ_BYTES as u64 - offset % BLOCK_BYTES).min(range.end - offset);
+            let Some(buffer) = self.buffer.get_mut(..length as usize) else { break };
+            if let Err(error) = blocks.read_at(offset, buffer) {
+                return Ok(Some(error));
+            }
+            let mut rest = &*buffer;
+            while !rest.is_empty() {
+                let step = (BLOCK_BYTES - offset % BLOCK_BYTES).min(rest.len() as u64);
+                let (chunk, after) = rest.split_at(step as usize);
+                put(chunk, recipe, ingest)?;
+                rest = after;
+                offset += step;
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn put(chunk: &[u8], recipe: &mut RecipeBuilder, ingest: &mut Ingest) -> Result<()> {
+    if is_zero(chunk) {
+        return recipe.zeros(Run::Zeros(chunk.len() as u64), ingest);
+    }
+    let (id, spot) = ingest.put_chunk(chunk)?;
+    recipe.chunk(id, spot, chunk.len() as u64, ingest)
+}

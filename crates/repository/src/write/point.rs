@@ -1,0 +1,374 @@
+//! The target that makes a recovery point.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mainstay_core::{
+    Body as ItemBody, Captured, Code, Counts, Error, Event, HardLink, Item, ItemPath, Metadata, PointId,
+    Progress, Receipt, Result, Skip, SkipReason, Stamp, StreamEnd, Target, Time, WorkloadRef,
+};
+
+use super::commit::{self, Draft};
+use super::content::{ContentReader, Outcome};
+use super::groups::Groups;
+use super::ingest::{Ingest, MetaSink, References};
+use crate::cut::Profile;
+use crate::fetch::{Fetch, MetaPages};
+use crate::format::item::{Recipe, StoredItem, encode_skip, path_key};
+use crate::format::page::{Cursor, MapBuilder, PageKind, for_each_page};
+use crate::format::run::Run;
+use crate::keys::Powers;
+use crate::points::{Loaded, Points};
+use crate::read::recipe;
+
+const ZSTD_LEVEL: i32 = 3;
+/// More skips than this are counted but not listed one by one.
+const SKIPS_LISTED_MAX: u64 = 1 << 20;
+
+/// What the new point is of.
+pub struct WriteRequest {
+    pub workload: WorkloadRef,
+    pub host: String,
+    /// What was asked to be protected, for people.
+    pub roots: Vec<String>,
+    pub tags: Vec<String>,
+    /// Of so many unchanged items one is read all the same, so that a changed content behind an unchanged stamp
+    /// is found in time. 0: none.
+    pub reread_one_in: u32,
+    pub parent: Parent,
+    pub progress: Arc<dyn Progress>,
+    /// Threads that compress and seal.
+    pub jobs: usize,
+}
+
+/// The point whose unchanged items need not be read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parent {
+    /// The newest of the same workload.
+    Latest,
+    None,
+    Point(PointId),
+}
+
+/// Makes a recovery point. Nothing of it is visible until [`Target::finish`] returns.
+pub struct PointWriter {
+    request: WriteRequest,
+    fetch: Arc<Fetch>,
+    ingest: Ingest,
+    content: ContentReader,
+    items: MapBuilder,
+    skips: MapBuilder,
+    skips_listed: u64,
+    parent: Option<(PointId, Arc<Loaded>)>,
+    previous: Previous,
+    last_path: Option<ItemPath>,
+    /// Recipes of inodes that have several paths.
+    links: HashMap<HardLink, Recipe>,
+    counts: Counts,
+    started: Time,
+}
+
+/// The items of the parent point, walked along with the new ones.
+struct Previous {
+    cursor: Option<Cursor<MetaPages>>,
+    waiting: Option<(Vec<u8>, StoredItem)>,
+}
+
+impl Previous {
+    /// The parent's item of this key. Keys must be asked for in ascending order.
+    fn find(&mut self, key: &[u8]) -> Result<Option<StoredItem>> {
+        loop {
+            match &self.waiting {
+                Some((waiting, _)) if waiting.as_slice() > key => return Ok(None),
+                Some((waiting, _)) if waiting == key => return Ok(self.waiting.take().map(|(_, item)| item)),
+                _ => {}
+            }
+            let Some(cursor) = &mut self.cursor else { return Ok(None) };
+            match cursor.next()? {
+                Some((page, index)) => {
+                    let item = StoredItem::decode(page.value(index), &page.groups)?;
+                    self.waiting = Some((page.key(index).to_vec(), item));
+                }
+                None => {
+                    self.cursor = None;
+                    self.waiting = None;
+                }
+            }
+        }
+    }
+}
+
+/// What to do with the body of an item.
+enum Plan {
+    Nothing,
+    Reuse(Recipe),
+    /// Read it; when the stamp had not changed, what the parent holds.
+    Read {
+        expected: Option<Recipe>,
+    },
+}
+
+impl PointWriter {
+    pub(crate) fn new(fetch: Arc<Fetch>, points: &Points, request: WriteRequest) -> Result<Self> {
+        let shared = Arc::clone(fetch.shared());
+        shared.ring.writer(Powers::WRITE)?;
+        let domain = Arc::new(shared.domain()?.clone());
+        request.progress.event(&Event::Phase(mainstay_core::Phase::Opening));
+        let parent = commit::find_parent(&shared, points, &request)?;
+        let groups = Groups::new(Arc::clone(&shared), Arc::clone(&domain), request.jobs, ZSTD_LEVEL)?;
+        let mut ingest = Ingest::new(Arc::clone(&fetch), Arc::clone(&domain), groups)?;
+        let root = parent.as_ref().and_then(|(_, loaded)| loaded.body.as_ref()?.items);
+        let cursor =
+            root.map(|root| Cursor::seek(MetaPages(Arc::clone(&fetch)), PageKind::Items, &root, &[]));
+        if let Some((_, loaded)) = &parent {
+            commit::learn_structure(&mut ingest, loaded)?;
+        }
+        Ok(Self {
+            content: ContentReader::new(&domain.cut_key, Profile::STREAM),
+            items: MapBuilder::new(PageKind::Items, &domain.page_key),
+            skips: MapBuilder::new(PageKind::Skips, &domain.page_key),
+            skips_listed: 0,
+            previous: Previous { cursor: cursor.transpose()?, waiting: None },
+            parent,
+            last_path: None,
+            links: HashMap::new(),
+            counts: Counts::default(),
+            started: shared.clock.now(),
+            request,
+            fetch,
+            ingest,
+        })
+    }
+
+    fn put_item(&mut self, item: Item) -> Result<()> {
+        self.request.progress.check()?;
+        if self.last_path.as_ref().is_some_and(|last| *last >= item.path) {
+            return Err(Error::bug(format!("the source yielded {} out of order", item.path)));
+        }
+        let Item { path, metadata, stamp, body } = item;
+        let key = path_key(&path);
+        let previous = self.previous.find(&key)?;
+        let plan = self.plan(&key, &metadata, &stamp, &body, previous)?;
+        let blocks = matches!(body, ItemBody::Blocks(_));
+        self.request.progress.event(&Event::Item(&path));
+        let stored = match plan {
+            Plan::Nothing => Some((Recipe::None, false)),
+            Plan::Reuse(recipe) => {
+                self.counts.unchanged += 1;
+                Some((recipe, false))
+            }
+            Plan::Read { expected } => self.read(&path, body, expected)?,
+        };
+        if let Some((recipe, changed)) = stored {
+            self.add(&key, metadata, stamp, recipe, blocks, changed)?;
+        }
+        self.last_path = Some(path);
+        self.report();
+        Ok(())
+    }
+
+    fn plan(
+        &mut self,
+        key: &[u8],
+        metadata: &Metadata,
+        stamp: &Stamp,
+        body: &ItemBody,
+        previous: Option<StoredItem>,
+    ) -> Result<Plan> {
+        if matches!(body, ItemBody::None) {
+            return Ok(Plan::Nothing);
+        }
+        if let Some(recipe) = metadata.hard_link.and_then(|link| self.links.get(&link)) {
+            return Ok(Plan::Reuse(recipe.clone()));
+        }
+        let known = previous.filter(|known| {
+            !stamp.0.is_empty()
+                && known.stamp == *stamp
+                && known.metadata.size == metadata.size
+                && !known.changed_while_read
+        });
+        let Some(known) = known else { return Ok(Plan::Read { expected: None }) };
+        let reread = self.request.reread_one_in > 0
+            && self.draw(key).is_multiple_of(u64::from(self.request.reread_one_in));
+        if reread {
+            return Ok(Plan::Read { expected: Some(known.recipe) });
+        }
+        if self.reach(&known.recipe)? {
+            Ok(Plan::Reuse(known.recipe))
+        } else {
+            Ok(Plan::Read { expected: None })
+        }
+    }
+
+    /// Another share of the items is drawn in every run.
+    fn draw(&self, key: &[u8]) -> u64 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.started.0.to_le_bytes());
+        hasher.update(key);
+        crate::index::tag(hasher.finalize().as_bytes())
+    }
+
+    /// Records that the point relies on everything the recipe names; `false` when some of that may no longer be
+    /// relied on, and the item must be read.
+    fn reach(&mut self, recipe: &Recipe) -> Result<bool> {
+        let mut reached = References::new();
+        let mut note = |group, first: u32, last: u32| {
+            reached.entry(group).or_default().insert(first..last.saturating_add(1));
+        };
+        match recipe {
+            Recipe::None => {}
+            Recipe::Inline(runs) => runs.iter().for_each(|run| note_run(run, &mut note)),
+            Recipe::Pages { root, .. } => {
+                let pages = MetaPages(Arc::clone(&self.fetch));
+                for_each_page(&pages, PageKind::Recipe, root, &mut |page_ref, page| {
+                    note(page_ref.group, page_ref.segment, page_ref.segment);
+                    if page.level == 0 {
+                        for index in 0..page.len() {
+                            note_run(&Run::decode(&mut page.value(index), &page.groups)?, &mut note);
+                        }
+                    }
+                    Ok(true)
+                })?;
+            }
+        }
+        for (group, segments) in &reached {
+            for segment in segments.iter() {
+                if self.ingest.groups.directory(group).is_none() && !self.ingest.is_usable(group, segment) {
+                    return Ok(false);
+                }
+            }
+        }
+        for (group, segments) in reached {
+            self.ingest.references.entry(group).or_default().extend(&segments);
+        }
+        Ok(true)
+    }
+
+    /// Reads a body. `None` when it cannot be read, which is then a skip.
+    fn read(
+        &mut self,
+        path: &ItemPath,
+        body: ItemBody,
+        expected: Option<Recipe>,
+    ) -> Result<Option<(Recipe, bool)>> {
+        let read_before = self.counts.read_bytes;
+        let content = match self.read_content(body)? {
+            Outcome::Read(content) => content,
+            Outcome::Unreadable(error) if error.code() == Code::Cancelled => return Err(error),
+            Outcome::Unreadable(error) => {
+                let detail = error.chain().join(": ");
+                self.record_skip(Skip { path: path.clone(), reason: SkipReason::Unreadable, detail })?;
+                return Ok(None);
+            }
+        };
+        self.counts.read_bytes = read_before + content.bytes;
+        let changed = content.end == StreamEnd::Changed;
+        if changed {
+            let detail = "it changed while it was read".to_owned();
+            self.record_skip(Skip { path: path.clone(), reason: SkipReason::Changed, detail })?;
+        }
+        if let Some(expected) = expected
+            && !changed
+            && !recipe::same(&self.fetch, Some(&self.ingest.groups), &expected, &content.recipe)?
+        {
+            let detail = "its content changed behind an unchanged time and size".to_owned();
+            self.record_skip(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
+        }
+        Ok(Some((content.recipe, changed)))
+    }
+
+    fn read_content(&mut self, body: ItemBody) -> Result<Outcome> {
+        let Self { content, ingest, request, counts, .. } = self;
+        let before = counts.read_bytes;
+        let mut watch = |bytes, ingest: &Ingest| {
+            counts.read_bytes = before + bytes;
+            counts.new_bytes = ingest.new_bytes;
+            counts.written_bytes = ingest.groups.written_bytes();
+            request.progress.event(&Event::Done(*counts));
+            request.progress.check()
+        };
+        match body {
+            ItemBody::Stream(open) => match open.open() {
+                Ok(reader) => content.stream(reader, ingest, &mut watch),
+                Err(error) => Ok(Outcome::Unreadable(error)),
+            },
+            ItemBody::Blocks(blocks) => content.blocks(blocks.as_ref(), ingest, &mut watch),
+            ItemBody::None => Err(Error::bug("an item without content is read")),
+        }
+    }
+
+    fn add(
+        &mut self,
+        key: &[u8],
+        metadata: Metadata,
+        stamp: Stamp,
+        recipe: Recipe,
+        blocks: bool,
+        changed_while_read: bool,
+    ) -> Result<()> {
+        if let Some(link) = metadata.hard_link {
+            self.links.entry(link).or_insert_with(|| recipe.clone());
+        }
+        self.counts.items += 1;
+        self.counts.bytes += recipe.bytes();
+        let item = StoredItem { metadata, stamp, changed_while_read, blocks, recipe };
+        self.items.push(key, &|out, groups| item.encode(out, groups), &mut MetaSink(&mut self.ingest))
+    }
+
+    fn record_skip(&mut self, skip: Skip) -> Result<()> {
+        if skip.reason.is_loss() {
+            self.counts.skipped += 1;
+        } else {
+            self.counts.noticed += 1;
+        }
+        self.request.progress.event(&Event::Skipped(&skip));
+        if self.skips_listed == SKIPS_LISTED_MAX {
+            return Ok(());
+        }
+        self.skips_listed += 1;
+        let key = self.skips_listed.to_be_bytes();
+        self.skips.push(&key, &|out, _| encode_skip(&skip, out), &mut MetaSink(&mut self.ingest))
+    }
+
+    fn report(&mut self) {
+        self.counts.new_bytes = self.ingest.new_bytes;
+        self.counts.written_bytes = self.ingest.groups.written_bytes();
+        self.request.progress.event(&Event::Done(self.counts));
+    }
+}
+
+impl Target for PointWriter {
+    type Done = PointId;
+
+    fn put(&mut self, item: Item) -> Result<()> {
+        self.put_item(item)?;
+        commit::register(&mut self.ingest)
+    }
+
+    fn skip(&mut self, skip: Skip) -> Result<()> {
+        self.record_skip(skip)
+    }
+
+    fn finish(self: Box<Self>, captured: &Captured) -> Result<(Receipt, PointId)> {
+        let mut this = *self;
+        this.request.progress.event(&Event::Phase(mainstay_core::Phase::Finishing));
+        let items = this.items.finish(&mut MetaSink(&mut this.ingest))?;
+        let skips = this.skips.finish(&mut MetaSink(&mut this.ingest))?;
+        let draft = Draft {
+            request: &this.request,
+            parent: this.parent.as_ref().map(|(id, _)| *id),
+            items,
+            skips,
+            started: this.started,
+            captured,
+        };
+        let (point, counts) = commit::commit(&mut this.ingest, draft, this.counts)?;
+        Ok((Receipt { point: Some(point), counts }, point))
+    }
+}
+
+fn note_run(run: &Run, note: &mut impl FnMut(crate::format::segment::GroupId, u32, u32)) {
+    if let Run::Chunks { group, segment, last_segment, .. } = run {
+        note(*group, *segment, *last_segment);
+    }
+}

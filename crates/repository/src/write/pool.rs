@@ -1,0 +1,181 @@
+//! Workers that compress and seal segments, and the one that stores packs.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use mainstay_core::{BlobStore, Error, Put, Result};
+
+use crate::format::pack::BuiltPack;
+use crate::format::segment::{Binding, GroupId, Sealer};
+use crate::log::record::PackEntry;
+use crate::names;
+use crate::seal::SealKey;
+
+/// A full segment on its way to be sealed.
+pub(crate) struct Job {
+    pub(crate) key: Arc<SealKey>,
+    pub(crate) binding: Binding,
+    pub(crate) ordinal: u32,
+    pub(crate) raw: Vec<u8>,
+}
+
+pub(crate) struct SealedSegment {
+    pub(crate) group: GroupId,
+    pub(crate) ordinal: u32,
+    pub(crate) raw_bytes: usize,
+    pub(crate) stored: Vec<u8>,
+}
+
+/// A bounded pool. Whoever submits also collects, so at most `in_flight_max` segments are held.
+pub(crate) struct SealPool {
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Result<SealedSegment>>,
+    workers: Vec<JoinHandle<()>>,
+    in_flight: usize,
+    in_flight_max: usize,
+}
+
+impl SealPool {
+    pub(crate) fn start(workers: usize, level: i32) -> Result<Self> {
+        let workers = workers.max(1);
+        let (jobs, inbox) = bounded::<Job>(workers);
+        let (outbox, done) = unbounded();
+        let mut handles = Vec::new();
+        for number in 0..workers {
+            let (inbox, outbox) = (inbox.clone(), outbox.clone());
+            let mut sealer = Sealer::new(level)?;
+            let work = move || {
+                for job in inbox {
+                    if outbox.send(seal(&mut sealer, &job)).is_err() {
+                        return;
+                    }
+                }
+            };
+            handles.push(spawn(format!("seal-{number}"), work)?);
+        }
+        Ok(Self { jobs: Some(jobs), done, workers: handles, in_flight: 0, in_flight_max: workers * 2 })
+    }
+
+    /// Whether another job may be submitted before a result is collected.
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight < self.in_flight_max
+    }
+
+    pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
+        let jobs = self.jobs.as_ref().ok_or_else(|| Error::bug("the sealing pool has stopped"))?;
+        jobs.send(job).map_err(|_gone| Error::bug("the sealing workers are gone"))?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// A result, waiting for it if need be; `None` when nothing is in flight.
+    pub(crate) fn collect(&mut self) -> Result<Option<SealedSegment>> {
+        if self.in_flight == 0 {
+            return Ok(None);
+        }
+        let sealed = self.done.recv().map_err(|_gone| Error::bug("the sealing workers are gone"))?;
+        self.in_flight -= 1;
+        sealed.map(Some)
+    }
+
+    /// A result that is ready now.
+    pub(crate) fn try_collect(&mut self) -> Result<Option<SealedSegment>> {
+        match self.done.try_recv() {
+            Ok(sealed) => {
+                self.in_flight -= 1;
+                sealed.map(Some)
+            }
+            Err(_nothing_ready) => Ok(None),
+        }
+    }
+}
+
+impl Drop for SealPool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has already been reported by its missing result.
+            let _panicked = worker.join();
+        }
+    }
+}
+
+fn seal(sealer: &mut Sealer, job: &Job) -> Result<SealedSegment> {
+    let stored = sealer.seal(&job.key, &job.binding, job.ordinal, &job.raw)?;
+    Ok(SealedSegment { group: job.binding.group, ordinal: job.ordinal, raw_bytes: job.raw.len(), stored })
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(work)
+        .map_err(|error| Error::io("cannot start a thread", error))
+}
+
+/// Stores packs one after another on a thread of its own, so that the reading goes on meanwhile.
+pub(crate) struct Uploader {
+    packs: Option<Sender<(BuiltPack, PackEntry)>>,
+    done: Receiver<Result<PackEntry>>,
+    worker: Option<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+impl Uploader {
+    pub(crate) fn start(store: Arc<dyn BlobStore>) -> Result<Self> {
+        // No queue: one pack is being stored while the next one is filled.
+        let (packs, inbox) = bounded::<(BuiltPack, PackEntry)>(0);
+        let (outbox, done) = unbounded();
+        let work = move || {
+            for (pack, entry) in inbox {
+                if outbox.send(store_pack(store.as_ref(), &pack).map(|()| entry)).is_err() {
+                    return;
+                }
+            }
+        };
+        let worker = Some(spawn("store".into(), work)?);
+        Ok(Self { packs: Some(packs), done, worker, in_flight: 0 })
+    }
+
+    pub(crate) fn submit(&mut self, pack: BuiltPack, entry: PackEntry) -> Result<()> {
+        let packs = self.packs.as_ref().ok_or_else(|| Error::bug("the storing thread has stopped"))?;
+        packs.send((pack, entry)).map_err(|_gone| Error::bug("the storing thread is gone"))?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Packs stored since the last call; with `all`, waits for those under way.
+    pub(crate) fn collect(&mut self, all: bool) -> Result<Vec<PackEntry>> {
+        let mut stored = Vec::new();
+        while self.in_flight > 0 {
+            let result = if all {
+                self.done.recv().map_err(|_gone| Error::bug("the storing thread is gone"))?
+            } else {
+                match self.done.try_recv() {
+                    Ok(result) => result,
+                    Err(_nothing_ready) => break,
+                }
+            };
+            self.in_flight -= 1;
+            stored.push(result?);
+        }
+        Ok(stored)
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        self.packs = None;
+        if let Some(worker) = self.worker.take() {
+            let _panicked = worker.join();
+        }
+    }
+}
+
+pub(crate) fn store_pack(store: &dyn BlobStore, pack: &BuiltPack) -> Result<()> {
+    let parts: Vec<&[u8]> = pack.parts.iter().map(Vec::as_slice).collect();
+    match store.put_new(&names::pack(&pack.id), &parts)? {
+        Put::Created => Ok(()),
+        Put::Exists => Err(Error::bug(format!("the random name {} of a pack is taken", pack.id))),
+    }
+}

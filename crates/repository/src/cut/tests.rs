@@ -103,6 +103,16 @@ fn twins_agree_on_data_full_of_candidates() {
     assert_twins_agree(9, &data);
 }
 
+/// Under a target taken as it comes, four keys in ten would have such a run.
+#[test]
+fn under_no_key_is_a_run_of_one_byte_a_candidate() {
+    for key in 0..64 {
+        let filter = Cutter::new(&[key; 32], SMALL).prefilter;
+        let hit = |byte: &u8| filter.value(&[*byte; SPAN]) >> IGNORED_BITS == filter.target;
+        assert_eq!((0..=255).find(hit), None, "key {key}");
+    }
+}
+
 #[test]
 fn contract_of_lengths() {
     let cutter = Cutter::new(&[1; 32], Profile::STREAM);

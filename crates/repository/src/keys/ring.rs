@@ -11,6 +11,8 @@ use crate::wrap::{PUBLIC_LEN, WrapPublic, WrapSecret};
 
 const MAGIC: &[u8; 8] = b"MSTYRING";
 const VERSION: u16 = 1;
+/// The powers that a writer's signing key can have.
+const SIGNING: Powers = Powers::WRITE.with(Powers::EXPIRE).with(Powers::COLLECT);
 const LEN_AT: usize = 10;
 const HEAD_LEN: usize = 14;
 /// Longest encoding that is read, in bytes: thousands of domains.
@@ -67,14 +69,13 @@ impl KeyRing {
     /// The owner's ring of a new repository: every power, and one domain.
     pub fn create() -> Result<Self> {
         let root = RootKey::generate()?;
-        let powers = Powers::WRITE.with(Powers::EXPIRE).with(Powers::COLLECT);
         Ok(Self {
             root_public: root.signing_key().verifying_key(),
             root: Some(root),
             content: Half::from_secret(WrapSecret::generate()?)?,
             structure: Half::from_secret(WrapSecret::generate()?)?,
             domains: vec![DomainKeys::generate()?],
-            writer: Some(Writer { key: SigningKey::generate()?, powers }),
+            writer: Some(Writer { key: SigningKey::generate()?, powers: SIGNING }),
         })
     }
 
@@ -316,7 +317,9 @@ impl Parts {
             }),
             tag::WRITER => {
                 let key = SigningKey::from_seed(Secret::new(value.array()?))?;
-                self.writer = Some(Writer { key, powers: Powers(u32::from_le_bytes(value.last()?)) });
+                // The powers that go with a signing key; the others go with other keys, and are not taken on trust.
+                let powers = Powers(u32::from_le_bytes(value.last()?) & SIGNING.0);
+                self.writer = Some(Writer { key, powers });
             }
             unknown if unknown & OPTIONAL != 0 => {}
             unknown => return Err(too_new(&format!("part {unknown}"))),

@@ -127,6 +127,11 @@ fn damaged_and_newer_rings_are_refused_with_their_reason() {
     assert_eq!(code(resized(again)), Code::Integrity, "a domain twice");
     assert_eq!(code(resized(whole[..domain].to_vec())), Code::Integrity, "a part without its value");
 
+    let mut boastful = OWNER.write_only(signing_key(1)).encode().to_vec();
+    let (writer, len) = part(&boastful, 8);
+    boastful[writer + 32..writer + len].fill(0xFF);
+    assert_eq!(KeyRing::decode(&boastful).unwrap().powers().to_string(), "write, expire, collect");
+
     let mut newer = whole.to_vec();
     newer[8] = 2;
     assert_eq!(code(KeyRing::decode(&newer)), Code::TooNew);

@@ -264,7 +264,8 @@ mod tests {
             ("etc@2030-01-01", 0xaaaa_0003),
             ("etc@2030-01-01~2", 0xaaaa_0001),
         ] {
-            let found = find_point(text, &points, &berlin()).unwrap_or_else(|error| panic!("{text}: {error:?}"));
+            let found =
+                find_point(text, &points, &berlin()).unwrap_or_else(|error| panic!("{text}: {error:?}"));
             assert_eq!(found.id, point(expected, "", "2026-01-01T00:00:00Z").id, "{text}");
         }
     }
@@ -279,7 +280,12 @@ mod tests {
             ("aaaa", Code::Usage, "aaaa can mean aaaa0001", "more of the id"),
             ("eeee", Code::NotFound, "there is no workload \"eeee\"", ""),
             ("etc@bbbb", Code::NotFound, "neither a time nor", "2026-11-22T10:41"),
-            ("etc@2026-10-31", Code::NotFound, "no point is as old as 2026-10-31 23:59:59", "2026-11-01 11:00:00"),
+            (
+                "etc@2026-10-31",
+                Code::NotFound,
+                "no point is as old as 2026-10-31 23:59:59",
+                "2026-11-01 11:00:00",
+            ),
             ("etc~9", Code::NotFound, "there is no point 9 before \"etc\"", "the oldest is etc~2"),
             ("etc~x", Code::Usage, "\"x\" after `~`", "latest~2"),
         ] {

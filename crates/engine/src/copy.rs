@@ -39,8 +39,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use mainstay_core::{
-        Body, Captured, Code, Consistency, Counts, Error, Event, Item, ItemPath, Kind, Metadata, Next, Position,
-        Progress, Receipt, Result, Silent, Skip, SkipReason, Source, Stamp, Target, Time,
+        Body, Captured, Code, Consistency, Counts, Error, Event, Item, ItemPath, Kind, Metadata, Next,
+        Position, Progress, Receipt, Result, Silent, Skip, SkipReason, Source, Stamp, Target, Time,
     };
 
     use super::copy;

@@ -107,7 +107,11 @@ pub struct ExpirePlan<'a> {
 impl ExpirePlan<'_> {
     /// The points to expire, in the order of the log.
     pub fn expired(&self) -> Vec<PointId> {
-        self.verdicts.iter().filter(|verdict| verdict.why.is_empty()).map(|verdict| verdict.point.id).collect()
+        self.verdicts
+            .iter()
+            .filter(|verdict| verdict.why.is_empty())
+            .map(|verdict| verdict.point.id)
+            .collect()
     }
 }
 
@@ -136,8 +140,11 @@ pub fn plan_expire<'a>(
         let own = points.iter().filter(|point| point.workload.id == workload).collect::<Vec<_>>();
         let sound = own.iter().copied().filter(|point| sound(point)).rev().collect::<Vec<_>>();
         let is_undo = own.iter().all(|point| point.workload.kind.0 == UNDO);
-        let kept =
-            if is_undo { young_undo(&sound, policy, reference) } else { rules(&sound, policy, zone, reference) };
+        let kept = if is_undo {
+            young_undo(&sound, policy, reference)
+        } else {
+            rules(&sound, policy, zone, reference)
+        };
         let never = if is_undo { Vec::new() } else { promises(&own) };
         for (id, reason) in never.into_iter().chain(kept) {
             why.entry(id).or_default().push(reason);

@@ -110,13 +110,14 @@ fn a_clock_behind_the_points_is_refused() {
 fn a_clock_far_ahead_ages_nothing() {
     let mut points = series(&["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"]);
     let until = Some(time("2026-02-01"));
-    points[0].holds.push(Hold { id: Id16::default(), reason: "audit".into(), until, placed: Time::default() });
-    let plan = plan_expire(
-        &points,
-        &policy(|policy| policy.within = Some(DAY)),
-        &TimeZone::UTC,
-        time("2200-01-01"),
-    );
+    points[0].holds.push(Hold {
+        id: Id16::default(),
+        reason: "audit".into(),
+        until,
+        placed: Time::default(),
+    });
+    let plan =
+        plan_expire(&points, &policy(|policy| policy.within = Some(DAY)), &TimeZone::UTC, time("2200-01-01"));
     let plan = plan.unwrap();
     assert!(plan.expired().is_empty(), "{:?}", plan.verdicts);
     assert_eq!(plan.verdicts[0].why, [Why::Held("audit".into())]);

@@ -1,6 +1,7 @@
 //! What the tests of the repository share: a repository in memory, one loop, and comparisons.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![allow(clippy::allow_attributes, reason = "an expectation would fail where all of it is used")]
 
 use std::sync::Arc;

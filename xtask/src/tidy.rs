@@ -69,7 +69,7 @@ pub(crate) fn run(fix: bool) -> Result<()> {
         documents::broken_links(&files),
         documents::unlisted_decisions(&files),
         documents::stale_exit_codes(&files),
-        documents::unmentioned_subcommands(&files)?,
+        documents::unmentioned_subcommands(&files),
     ]
     .concat();
     for complaint in &complaints {

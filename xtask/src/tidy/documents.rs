@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use anyhow::Result;
 use mainstay_core::Code;
 
 use super::File;
@@ -89,11 +88,13 @@ pub(super) fn unlisted_decisions(files: &[File]) -> Vec<String> {
         .collect()
 }
 
-/// Asks the binary for its subcommands: what it cannot do is not documented, and the other way round.
-pub(super) fn unmentioned_subcommands(files: &[File]) -> Result<Vec<String>> {
+/// Asks the binary for its subcommands, and looks for each in the documents that teach.
+pub(super) fn unmentioned_subcommands(files: &[File]) -> Vec<String> {
     let run = ["run", "--quiet", "--locked", "--package", "mainstay", "--", "help"];
-    let help = shell::capture(&mut shell::cargo(run))?;
-    Ok(unmentioned(files, &subcommands(&help)))
+    match shell::capture(&mut shell::cargo(run)) {
+        Ok(help) => unmentioned(files, &subcommands(&help)),
+        Err(error) => vec![format!("the subcommands are not known: {error:#}")],
+    }
 }
 
 fn unmentioned(files: &[File], names: &[&str]) -> Vec<String> {

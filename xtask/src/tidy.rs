@@ -14,7 +14,7 @@ pub(crate) const VERB: Verb = Verb {
     name: "tidy",
     summary: "checks the rules of this project that no other tool knows",
     details: "File length, crate edges, forgotten source files, who may print, names of this machine, hollow places,
-links in the documents, decision records, the table of exit codes, subcommands nobody documented.
+links in the documents, tests they name, decision records, the table of exit codes, subcommands nobody documented.
 Every complaint says what to do. A rule is changed in xtask/src/tidy/, with a reason.
 
   --fix   writes the generated documents anew (docs/exit-codes.md)",
@@ -67,6 +67,7 @@ pub(crate) fn run(fix: bool) -> Result<()> {
         files::forgotten(&files, &edges::target_roots(&packages)),
         edges::forbidden(&packages),
         documents::broken_links(&files),
+        documents::missing_tests(&files),
         documents::unlisted_decisions(&files),
         documents::stale_exit_codes(&files),
         documents::unmentioned_subcommands(&files),

@@ -79,6 +79,35 @@ fn resolve(from: &str, target: &str) -> String {
     parts.join("/")
 }
 
+/// A document that names a test as the holder of a promise names one that exists.
+pub(super) fn missing_tests(files: &[File]) -> Vec<String> {
+    let functions: BTreeSet<&str> =
+        files.iter().filter(|file| file.is_rust()).flat_map(function_names).collect();
+    let mut complaints = Vec::new();
+    for file in files.iter().filter(|file| file.is_markdown()) {
+        for (number, line) in file.lines() {
+            for name in test_names(line).filter(|name| !functions.contains(name)) {
+                complaints.push(format!("{}:{number}: there is no test {name}", file.path));
+            }
+        }
+    }
+    complaints
+}
+
+fn function_names(file: &File) -> impl Iterator<Item = &str> {
+    let after = file.text().split("fn ").skip(1);
+    after.map(|rest| {
+        rest.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').next().unwrap_or(rest)
+    })
+}
+
+/// Words in backticks that read like the sentences our tests are named by: four words or more.
+fn test_names(line: &str) -> impl Iterator<Item = &str> {
+    let quoted = line.split('`').skip(1).step_by(2);
+    let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
+    quoted.filter(move |word| word.chars().all(plain) && word.matches('_').count() >= 3)
+}
+
 pub(super) fn unlisted_decisions(files: &[File]) -> Vec<String> {
     let list = files.iter().find(|file| file.path == DECISIONS_LIST).map_or("", File::text);
     let records = files.iter().filter_map(|file| file.path.strip_prefix(DECISIONS));
@@ -116,7 +145,10 @@ fn subcommands(help: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::super::file;
-    use super::{broken_links, exit_codes, stale_exit_codes, subcommands, unlisted_decisions, unmentioned};
+    use super::{
+        broken_links, exit_codes, missing_tests, stale_exit_codes, subcommands, unlisted_decisions,
+        unmentioned,
+    };
 
     #[test]
     fn links_are_followed_from_where_they_stand() {
@@ -124,6 +156,19 @@ mod tests {
         let files = [file("README.md", ""), file("docs/x.md", text), file("docs/decisions/README.md", "")];
         let complaints = broken_links(&files);
         assert!(matches!(&complaints[..], [only] if only.contains("docs/x.md:1: the link to gone.md")));
+    }
+
+    #[test]
+    fn a_promise_held_by_a_test_that_is_gone_is_found() {
+        let files = [
+            file("a.rs", "#[test]\nfn a_test_that_is_there() {}\nfn a_test_that_is_gone_for_good() {}"),
+            file("A.md", "| x | `a_test_that_is_there`, `too_short` |\n| y | `a_test_that_is_gone` |"),
+        ];
+        let complaints = missing_tests(&files);
+        assert!(
+            matches!(&complaints[..], [only] if only.starts_with("A.md:2: there is no test")),
+            "{complaints:?}"
+        );
     }
 
     #[test]

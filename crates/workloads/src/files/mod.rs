@@ -6,6 +6,7 @@ mod names;
 mod owners;
 mod xattr;
 
+mod hooks;
 mod reader;
 mod roots;
 mod scope;
@@ -24,6 +25,7 @@ mod write;
 pub const KIND: &str = "files";
 
 pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
+pub use hooks::Hooks;
 pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
 pub use source::{FilesRequest, FilesSource};

@@ -15,7 +15,7 @@ use super::inspect::{Inspector, kind, look};
 use super::names::{ListingBuffer, NameList};
 use super::owners::Owners;
 use super::remove::remove_tree;
-use super::run::OwnerRule;
+use super::run::{OwnerRule, is_temporary};
 
 /// A directory that is or will be restored into. One that is not there yet is an empty one.
 pub struct Place {
@@ -109,7 +109,9 @@ impl Existing for Place {
         let mut names = NameList::default();
         let open = dir.enter(c".", OFlags::RDONLY).map_err(fail)?;
         names.read(&*open.fd().map_err(fail)?, &mut self.buffer).map_err(fail)?;
-        Ok(std::iter::from_fn(|| names.take().map(|name| name.to_bytes().to_vec())).collect())
+        let names = std::iter::from_fn(|| names.take().map(|name| name.to_bytes().to_vec()));
+        // What a killed restore left is swept away by the next one without a word.
+        Ok(names.filter(|name| !is_temporary(name)).collect())
     }
 
     fn owner(&self, metadata: &Metadata) -> Option<(u32, u32)> {

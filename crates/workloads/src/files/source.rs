@@ -14,6 +14,7 @@ use rustix::fs::{OFlags, Statx, StatxAttributes};
 use rustix::io::Errno;
 
 use super::dirs::{Dir, FileId};
+use super::hooks::{Hooks, Quiesced};
 use super::inspect::{Inspector, kind, look, stamp};
 use super::names::{ListingBuffer, NameList};
 use super::owners::Owners;
@@ -41,6 +42,8 @@ pub struct FilesRequest {
     pub skip_caches: bool,
     /// Stay on the file system of each root; mount points are captured as empty directories.
     pub one_file_system: bool,
+    /// Commands to run before anything is read and once all is stored.
+    pub hooks: Option<Hooks>,
 }
 
 /// Reads file trees. Yields what it cannot read as [`Next::Skipped`].
@@ -51,6 +54,8 @@ pub struct FilesSource {
     path: Vec<u8>,
     after: After,
     began: Time,
+    consistency: Consistency,
+    quiesced: Option<Quiesced>,
 }
 
 /// What stays the same during a walk, and what is used over and over.
@@ -111,9 +116,14 @@ impl FilesSource {
     /// Errors: [`Code::NotFound`] for a root that does not exist, [`Code::Usage`] for one that is not absolute
     /// and for patterns that make no sense.
     pub fn new(request: FilesRequest, clock: Arc<dyn Clock>) -> Result<Self> {
-        let began = clock.now();
+        let FilesRequest { roots, exclude, exclude_files, never, skip_caches, one_file_system, hooks } =
+            &request;
         let top = top()?;
-        let FilesRequest { roots, exclude, exclude_files, never, skip_caches, one_file_system } = &request;
+        let (quiesced, trouble) = match hooks.clone().map(Quiesced::begin).transpose()? {
+            Some((quiesced, trouble)) => (Some(quiesced), trouble),
+            None => (None, None),
+        };
+        let began = clock.now();
         let scan = Scan {
             scope: Scope::new(exclude, exclude_files, never, *skip_caches, *one_file_system)?,
             roots: Roots::resolve(roots, &top)?,
@@ -122,7 +132,22 @@ impl FilesSource {
             settled: Time(began.0.saturating_sub(i64::try_from(SETTLED.as_nanos()).unwrap_or(i64::MAX))),
             euid: rustix::process::geteuid().as_raw(),
         };
-        let mut source = Self { scan, stack: Vec::new(), path: Vec::new(), after: After::default(), began };
+        let asked = hooks.as_ref().is_some_and(|hooks| hooks.quiesce.is_some());
+        let at_rest = asked && trouble.is_none();
+        let mut source = Self {
+            scan,
+            stack: Vec::new(),
+            path: Vec::new(),
+            after: After::default(),
+            began,
+            consistency: if at_rest { Consistency::Application } else { Consistency::Fuzzy },
+            quiesced,
+        };
+        if let Some(error) = trouble {
+            let detail = format!("captured without being quiesced: {}", error.chain().join(": "));
+            let skip = Skip { path: ItemPath::root(), reason: SkipReason::Changed, detail };
+            source.after.pending.push_back(Next::Skipped(skip));
+        }
         source.begin(&top)?;
         Ok(source)
     }
@@ -214,11 +239,13 @@ impl Source for FilesSource {
     }
 
     fn seal(&mut self) -> Result<Captured> {
-        Ok(Captured { position: Position::default(), consistency: Consistency::Fuzzy, moment: self.began })
+        let position = Position::default();
+        Ok(Captured { position, consistency: self.consistency, moment: self.began })
     }
 
-    fn commit(self: Box<Self>, _receipt: &Receipt) -> Result<()> {
-        Ok(())
+    /// Errors: the thaw command failed. The point is whole all the same.
+    fn commit(mut self: Box<Self>, _receipt: &Receipt) -> Result<()> {
+        self.quiesced.take().map_or(Ok(()), Quiesced::thaw)
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![cfg(test)]
 
+mod confinement;
+mod hooks;
+mod modes;
 mod round_trip;
 mod source;
 
@@ -96,4 +99,12 @@ fn shared_directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
     directory
+}
+
+fn captured() -> mainstay_core::Captured {
+    mainstay_core::Captured {
+        position: mainstay_core::Position::default(),
+        consistency: mainstay_core::Consistency::Fuzzy,
+        moment: Time::default(),
+    }
 }

@@ -1,0 +1,220 @@
+//! What each way of restoring does to that which is there already, and that the preview says the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
+use std::path::Path;
+
+use mainstay_core::{Code, ItemPath, SkipReason, Target as _};
+use mainstay_testkit::tree::compare;
+use mainstay_testkit::{Part, Rng, TestItem, for_each_seed, random_items};
+use mainstay_workloads::files::{
+    Action, FilesPlan, FilesSource, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules, diff,
+};
+
+use crate::{backup_and_restore, captured, clock, copy, inside, item_path, plan, request, walk};
+
+fn tree(root: &Path) {
+    fs::create_dir_all(root.join("directory/inner")).unwrap();
+    for name in ["same", "edited", "chmodded", "lost", "directory/inner/file", "becomes directory"] {
+        fs::write(root.join(name), name).unwrap();
+    }
+    symlink("same", root.join("link")).unwrap();
+    fs::hard_link(root.join("same"), root.join("same too")).unwrap();
+}
+
+/// Damages a restored tree in every way there is.
+fn damage(root: &Path) {
+    fs::write(root.join("edited"), "EDITED").unwrap();
+    fs::set_permissions(root.join("chmodded"), PermissionsExt::from_mode(0o600)).unwrap();
+    fs::remove_file(root.join("lost")).unwrap();
+    fs::remove_file(root.join("link")).unwrap();
+    symlink("elsewhere", root.join("link")).unwrap();
+    fs::remove_file(root.join("becomes directory")).unwrap();
+    fs::create_dir(root.join("becomes directory")).unwrap();
+    fs::write(root.join("extra"), "extra").unwrap();
+    fs::create_dir_all(root.join("directory/extra/deep")).unwrap();
+    fs::write(root.join("directory/extra/deep/file"), "extra").unwrap();
+    fs::write(root.join(".mainstay-restore-0123456789abcdef-7"), "left by a killed run").unwrap();
+}
+
+#[test]
+fn each_mode_does_what_it_says_and_the_preview_agrees() {
+    for mode in [RestoreMode::Add, RestoreMode::Overwrite, RestoreMode::Mirror] {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, target) = (directory.path().join("from"), directory.path().join("target"));
+        fs::create_dir(&from).unwrap();
+        tree(&from);
+        backup_and_restore(&from, &target, RestoreMode::New);
+        let to = inside(&target, &from);
+        damage(&to);
+        fs::write(target.join("beside"), "not of the point").unwrap();
+
+        let rules = RestoreRules { mode, selected: vec![item_path(&from)], ..RestoreRules::default() };
+        let items = walk(request(&from)).0.into_iter().map(|item| Ok((item.path, item.metadata)));
+        let mut existing = Place::open(&target, OwnerRule::ByName).unwrap();
+        let preview = diff(&mut existing, items, &rules).unwrap();
+        let mut expected = BTreeMap::new();
+        preview.iter().for_each(|change| *expected.entry(format!("{:?}", change.action)).or_insert(0) += 1);
+
+        let source = FilesSource::new(request(&from), clock()).unwrap();
+        let plan = FilesPlan { root: target.clone(), rules, ..FilesPlan::default() };
+        let restored = copy(source, FilesTarget::new(plan).unwrap()).unwrap();
+        assert!(restored.skips.is_empty(), "{:?}", restored.skips);
+        let changes = restored.changes;
+        let done = [
+            ("Create", changes.created),
+            ("Replace", changes.replaced),
+            ("Metadata", changes.metadata),
+            ("Delete", changes.deleted),
+            ("Same", changes.same),
+        ];
+        let done: BTreeMap<_, _> = done
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect();
+        assert_eq!(done, expected, "{mode:?}");
+
+        assert!(!to.join(".mainstay-restore-0123456789abcdef-7").exists(), "{mode:?}");
+        assert_eq!(fs::read(target.join("beside")).unwrap(), b"not of the point");
+        assert_eq!(fs::read(to.join("lost")).unwrap(), b"lost");
+        match mode {
+            RestoreMode::Mirror => assert_eq!(compare(&from, &to).unwrap(), Vec::<String>::new()),
+            RestoreMode::Overwrite => {
+                let rest = compare(&from, &to).unwrap();
+                assert!(rest.iter().all(|line| line.contains("was not there")), "{rest:?}");
+                assert_eq!(rest.len(), 4, "{rest:?}");
+            }
+            RestoreMode::Add | RestoreMode::New => {
+                assert_eq!(fs::read(to.join("edited")).unwrap(), b"EDITED");
+                assert!(to.join("becomes directory").is_dir() && to.join("extra").exists());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_place_must_be_empty_and_two_restores_do_not_meet() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("file"), "here").unwrap();
+    let open = |mode| FilesTarget::new(plan(directory.path(), mode));
+    assert_eq!(open(RestoreMode::New).err().unwrap().code(), Code::AlreadyExists);
+    let first = open(RestoreMode::Add).unwrap();
+    assert_eq!(open(RestoreMode::Add).err().unwrap().code(), Code::Conflict);
+    drop(first);
+    open(RestoreMode::Add).unwrap();
+}
+
+#[test]
+fn a_mirror_deletes_only_inside_the_selection_and_spares_what_the_point_could_not_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    for name in ["chosen/skipped", "chosen/kept/deep", "chosen/gone", "chosen/in", "other/file"] {
+        fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+        fs::write(root.join(name), name).unwrap();
+    }
+    let path = |path: &str| ItemPath::new(path).unwrap();
+    let rules = RestoreRules {
+        mode: RestoreMode::Mirror,
+        selected: vec![path("chosen")],
+        keep: vec![path("chosen/kept/deep")],
+    };
+    let mut target =
+        FilesTarget::new(FilesPlan { root: root.to_owned(), rules, ..FilesPlan::default() }).unwrap();
+    for item in [
+        TestItem::directory(path("chosen")),
+        TestItem::file(path("chosen/in"), vec![Part::Bytes(b"new".to_vec())]),
+        TestItem::directory(path("other")),
+    ] {
+        target.put(item.to_item()).unwrap();
+        if item.path.name() == b"in" {
+            let skip = mainstay_core::Skip {
+                path: path("chosen/skipped"),
+                reason: SkipReason::Unreadable,
+                detail: "not captured".into(),
+            };
+            target.skip(skip).unwrap();
+        }
+    }
+    let (_, restored) = Box::new(target).finish(&captured()).unwrap();
+    assert_eq!(restored.changes.deleted, 1);
+    let left = |name: &str| root.join(name).exists();
+    assert!(left("chosen/skipped") && left("chosen/kept/deep") && left("other/file"));
+    assert!(!left("chosen/gone"));
+    assert_eq!(fs::read(root.join("chosen/in")).unwrap(), b"new");
+}
+
+/// A restore that is broken off anywhere is finished by a second one.
+#[test]
+fn a_second_run_finishes_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let from = directory.path().join("from");
+    fs::create_dir(&from).unwrap();
+    tree(&from);
+    fs::set_permissions(from.join("directory/inner"), PermissionsExt::from_mode(0o500)).unwrap();
+    for stop_after in 0..14 {
+        let target = directory.path().join(format!("target {stop_after}"));
+        let mut first = FilesTarget::new(plan(&target, RestoreMode::New)).unwrap();
+        walk(request(&from)).0.into_iter().take(stop_after).for_each(|item| first.put(item).unwrap());
+        drop(first);
+        let restored = backup_and_restore(&from, &target, RestoreMode::Overwrite);
+        assert!(restored.skips.is_empty(), "{:?}", restored.skips);
+        assert_eq!(compare(&from, &inside(&target, &from)).unwrap(), Vec::<String>::new(), "{stop_after}");
+    }
+}
+
+/// A file with another name outside the target is never changed in place.
+#[test]
+fn a_link_to_something_outside_is_replaced_and_not_mended() {
+    let directory = tempfile::tempdir().unwrap();
+    let (from, target) = (directory.path().join("from"), directory.path().join("target"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("file"), "content").unwrap();
+    fs::set_permissions(from.join("file"), PermissionsExt::from_mode(0o644)).unwrap();
+    backup_and_restore(&from, &target, RestoreMode::New);
+    let to = inside(&target, &from).join("file");
+    let outside = directory.path().join("outside");
+    fs::hard_link(&to, &outside).unwrap();
+    fs::set_permissions(&outside, PermissionsExt::from_mode(0o400)).unwrap();
+    backup_and_restore(&from, &target, RestoreMode::Overwrite);
+    assert_eq!(to.metadata().unwrap().mode() & 0o777, 0o644);
+    assert_eq!(outside.metadata().unwrap().mode() & 0o777, 0o400);
+}
+
+/// The decision is one function; here it meets places of every kind, in memory.
+#[test]
+fn previews_of_random_trees_agree_with_what_is_done() {
+    for_each_seed(30, |seed| {
+        let mut rng = Rng::new(seed);
+        let directory = tempfile::tempdir().unwrap();
+        let put = |mode, items: &[TestItem]| {
+            let rules = RestoreRules { mode, selected: vec![ItemPath::root()], ..RestoreRules::default() };
+            let plan = FilesPlan { root: directory.path().to_owned(), rules, ..FilesPlan::default() };
+            let mut target = FilesTarget::new(plan).unwrap();
+            items.iter().for_each(|item| target.put(item.to_item()).unwrap());
+            Box::new(target).finish(&captured()).unwrap().1
+        };
+        let items = random_items(seed, 40);
+        put(RestoreMode::New, &items);
+        // Another point of the same place: some items gone, some of another kind or size.
+        let mut others = items.clone();
+        others.retain(|_| rng.chance(80));
+        let lost: Vec<_> =
+            items.iter().filter(|item| !others.contains(item)).map(|item| item.path.clone()).collect();
+        others.retain(|item| !lost.iter().any(|lost| item.path.is_within(lost)));
+        let mut existing = Place::open(directory.path(), OwnerRule::ByName).unwrap();
+        let mode = RestoreMode::Mirror;
+        let rules = RestoreRules { mode, selected: vec![ItemPath::root()], ..RestoreRules::default() };
+        let wanted = others.iter().map(|item| Ok((item.path.clone(), item.metadata.clone())));
+        let preview = diff(&mut existing, wanted, &rules).unwrap();
+        let done = put(mode, &others).changes;
+        let count = |action| preview.iter().filter(|change| change.action == action).count() as u64;
+        assert_eq!(done.deleted, count(Action::Delete));
+        assert_eq!((done.created, done.replaced), (count(Action::Create), count(Action::Replace)));
+        let mut existing = Place::open(directory.path(), OwnerRule::ByName).unwrap();
+        let wanted = others.iter().map(|item| Ok((item.path.clone(), item.metadata.clone())));
+        let rest = diff(&mut existing, wanted, &rules).unwrap();
+        assert!(rest.iter().all(|change| change.action == Action::Same), "{rest:?}");
+    });
+}

@@ -132,6 +132,11 @@ impl<'a> Decoder<'a> {
         u32::try_from(value).map_err(|_range| self.malformed("a number is larger than 32 bits"))
     }
 
+    /// A number that is compared with something already in memory before it is used.
+    pub(crate) fn index(&mut self) -> Result<usize> {
+        Ok(usize::try_from(self.varint()?).unwrap_or(usize::MAX))
+    }
+
     /// A count of things of which each takes at least `least` bytes: bounded by what is left, so that a hostile
     /// count cannot reserve memory.
     pub(crate) fn count(&mut self, least: usize) -> Result<usize> {

@@ -117,7 +117,7 @@ impl Footer {
         }
         let mut next = HEADER_BYTES as u64;
         for _ in 0..input.count(21)? {
-            let group = input.count(0)?;
+            let group = input.index()?;
             let kind = match input.u8()? {
                 1 => BlockKind::Segment,
                 2 => BlockKind::Directory,

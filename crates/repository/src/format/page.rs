@@ -264,7 +264,7 @@ impl Page {
         let (mut keys, mut values) = (Vec::<Vec<u8>>::with_capacity(count), Vec::with_capacity(count));
         let mut key_bytes = 0;
         for _ in 0..count {
-            let shared = input.count(0)?;
+            let shared = input.index()?;
             let rest = input.bytes()?;
             let mut key = match keys.last() {
                 None if shared == 0 => Vec::with_capacity(rest.len()),

@@ -114,6 +114,14 @@ fn one_change_leaves_the_other_pages_as_they_were() {
 }
 
 #[test]
+fn a_key_may_share_more_than_the_rest_of_its_page() {
+    let map: BTreeMap<_, _> = (0..9_u8).map(|n| ([vec![b'x'; 200], vec![n]].concat(), vec![])).collect();
+    let mut pages = Pages::default();
+    let root = build(&map, &mut pages).unwrap();
+    assert_eq!(read_from(&pages, &root, &[]), map.into_keys().collect::<Vec<_>>());
+}
+
+#[test]
 fn keys_out_of_order_are_refused() {
     let mut pages = Pages::default();
     let mut builder = MapBuilder::new(PageKind::Items, &Secret::new([7; 32]));

@@ -17,6 +17,7 @@ use crate::log::state::Location;
 use crate::names;
 use crate::seal::{SealKey, Secret};
 use crate::shared::Shared;
+use crate::tree_copy::TreeCopy;
 use crate::wrap;
 
 /// Read at once from the end of a pack; mostly holds footer and directory.
@@ -278,11 +279,28 @@ pub(crate) fn structure_page_id(bytes: &[u8]) -> [u8; 32] {
 
 /// Tree, recipe and skip pages.
 #[derive(Clone)]
-pub(crate) struct MetaPages(pub(crate) Arc<Fetch>);
+pub(crate) struct MetaPages {
+    pub(crate) fetch: Arc<Fetch>,
+    /// Where a writer that cannot read looks instead.
+    copy: Option<Arc<TreeCopy>>,
+}
+
+impl MetaPages {
+    pub(crate) fn new(fetch: &Arc<Fetch>) -> Self {
+        Self { fetch: Arc::clone(fetch), copy: None }
+    }
+
+    pub(crate) fn of_copy(fetch: &Arc<Fetch>, copy: TreeCopy) -> Self {
+        Self { fetch: Arc::clone(fetch), copy: Some(Arc::new(copy)) }
+    }
+}
 
 impl PageSource for MetaPages {
     fn load(&self, page: &PageRef) -> Result<Arc<[u8]>> {
-        self.0.load_meta(page)
+        match &self.copy {
+            Some(copy) => copy.load(page),
+            None => self.fetch.load_meta(page),
+        }
     }
 }
 

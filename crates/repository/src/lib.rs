@@ -32,6 +32,7 @@ pub mod seal;
 mod shared;
 pub mod sign;
 pub mod store;
+mod tree_copy;
 mod verify;
 pub mod wrap;
 mod write;

@@ -11,15 +11,19 @@ use crate::log::state::State;
 
 const MAGIC: &[u8; 4] = b"MShd";
 
+/// The folder of a repository in a directory that is private to the user.
+pub(crate) fn folder(directory: &Path, family: &FamilyId) -> PathBuf {
+    let name: String = family.0.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    directory.join(name)
+}
+
 pub(crate) struct Memory {
     head: PathBuf,
 }
 
 impl Memory {
-    /// `directory` is private to the user; one folder in it belongs to each repository.
-    pub(crate) fn new(directory: &Path, family: &FamilyId) -> Self {
-        let folder: String = family.0.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Self { head: directory.join(folder).join("head") }
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { head: folder.join("head") }
     }
 
     fn remembered(&self) -> Option<(u64, [u8; 32])> {

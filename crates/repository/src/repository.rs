@@ -13,7 +13,7 @@ use crate::keys::{FamilyId, KeyRing, Powers};
 use crate::log::record::{Change, StoredNote, WriterEntry};
 use crate::log::state::{PackStatus, State};
 use crate::log::{Log, random_id};
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::names;
 use crate::points::{Note, PointInfo, Points, put_twice};
 use crate::read::PointReader;
@@ -141,11 +141,13 @@ impl Repository {
             root: config.root,
             clock: Arc::clone(&options.clock),
         };
-        let shared = Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log));
+        let folder = options.state.as_ref().map(|state| memory::folder(state, &config.family));
+        let memory = folder.as_deref().map(Memory::new);
+        let shared = Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log, folder));
         Self {
             fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
             points: Points::new(Arc::clone(&shared)),
-            memory: options.state.as_ref().map(|state| Memory::new(state, &config.family)),
+            memory,
             shared,
         }
     }

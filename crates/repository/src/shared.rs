@@ -1,5 +1,6 @@
 //! What every part of an open repository needs: the store, the keys, the log and what it says.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mainstay_core::{BlobStore, Clock, Code, Error, Result};
@@ -14,13 +15,21 @@ pub(crate) struct Shared {
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ring: KeyRing,
+    /// Private to this user and repository: what is remembered between runs.
+    pub(crate) folder: Option<PathBuf>,
     pub(crate) log: Log,
     state: RwLock<State>,
 }
 
 impl Shared {
-    pub(crate) fn new(store: Arc<dyn BlobStore>, clock: Arc<dyn Clock>, ring: KeyRing, log: Log) -> Self {
-        Self { store, clock, ring, log, state: RwLock::default() }
+    pub(crate) fn new(
+        store: Arc<dyn BlobStore>,
+        clock: Arc<dyn Clock>,
+        ring: KeyRing,
+        log: Log,
+        folder: Option<PathBuf>,
+    ) -> Self {
+        Self { store, clock, ring, log, folder, state: RwLock::default() }
     }
 
     pub(crate) fn family(&self) -> &FamilyId {

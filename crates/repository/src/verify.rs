@@ -356,7 +356,7 @@ struct PointWalk<'a> {
 
 impl PointWalk<'_> {
     fn items(self, root: &PageRef) -> Result<()> {
-        let pages = MetaPages(Arc::clone(&self.repository.fetch));
+        let pages = MetaPages::new(&self.repository.fetch);
         for_each_page(&pages, PageKind::Items, root, &mut |page_ref, page| {
             self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment)?;
             for index in 0..if page.level == 0 { page.len() } else { 0 } {
@@ -381,7 +381,7 @@ impl PointWalk<'_> {
             Recipe::None => Ok(true),
             Recipe::Inline(runs) => runs.iter().try_fold(true, |whole, run| Ok(whole & self.run(run)?)),
             Recipe::Pages { root, .. } => {
-                let pages = MetaPages(Arc::clone(&self.repository.fetch));
+                let pages = MetaPages::new(&self.repository.fetch);
                 let mut whole = true;
                 for_each_page(&pages, PageKind::Recipe, root, &mut |page_ref, page: &Page| {
                     self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment)?;

@@ -288,6 +288,10 @@ impl Page {
         Ok(Self { bytes, level, groups, keys, values })
     }
 
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
     }

@@ -56,7 +56,7 @@ pub fn diff(old: &PointReader, new: &PointReader, within: &ItemPath) -> Result<D
     let shared: HashSet<_> =
         new_leaves.iter().map(|leaf| leaf.id).filter(|id| old_ids.contains(id)).collect();
     let side = |reader: &PointReader, leaves: Vec<PageRef>| Side {
-        pages: MetaPages(Arc::clone(&reader.fetch)),
+        pages: MetaPages::new(&reader.fetch),
         leaves: leaves.into_iter().rev().filter(|leaf| !shared.contains(&leaf.id)).collect(),
         page: None,
         from: path_key(within),
@@ -69,7 +69,7 @@ pub fn diff(old: &PointReader, new: &PointReader, within: &ItemPath) -> Result<D
 fn leaves(reader: &PointReader) -> Result<Vec<PageRef>> {
     let Some(root) = &reader.items else { return Ok(Vec::new()) };
     let mut leaves = Vec::new();
-    let pages = MetaPages(Arc::clone(&reader.fetch));
+    let pages = MetaPages::new(&reader.fetch);
     for_each_page(&pages, PageKind::Items, root, &mut |page_ref, page| {
         match page.level {
             0 => leaves.push(*page_ref),
@@ -149,7 +149,10 @@ impl Diff {
             (Some(old), Some(new)) => {
                 let same_kind = old.metadata.kind == new.metadata.kind;
                 let same_target = old.metadata.link_target == new.metadata.link_target;
-                if !same_kind || !same_target || !recipe::same(&self.fetch, None, &old.recipe, &new.recipe)? {
+                if !same_kind
+                    || !same_target
+                    || !recipe::same(&MetaPages::new(&self.fetch), None, &old.recipe, &new.recipe)?
+                {
                     ChangeKind::Content
                 } else if old.metadata != new.metadata {
                     ChangeKind::Metadata

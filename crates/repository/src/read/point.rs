@@ -109,8 +109,7 @@ impl PointReader {
     }
 
     fn cursor(&self, from: &[u8]) -> Result<Option<Cursor<MetaPages>>> {
-        let seek =
-            |root: &PageRef| Cursor::seek(MetaPages(Arc::clone(&self.fetch)), PageKind::Items, root, from);
+        let seek = |root: &PageRef| Cursor::seek(MetaPages::new(&self.fetch), PageKind::Items, root, from);
         self.items.as_ref().map(seek).transpose()
     }
 
@@ -155,7 +154,7 @@ impl PointReader {
     /// What was skipped or noticed when the point was made, in the order it happened.
     pub fn skips(&self) -> Result<Vec<Skip>> {
         let Some(root) = &self.skips else { return Ok(Vec::new()) };
-        let mut cursor = Cursor::seek(MetaPages(Arc::clone(&self.fetch)), PageKind::Skips, root, &[])?;
+        let mut cursor = Cursor::seek(MetaPages::new(&self.fetch), PageKind::Skips, root, &[])?;
         let mut skips = Vec::new();
         while let Some((page, index)) = cursor.next()? {
             skips.push(decode_skip(page.value(index))?);
@@ -180,6 +179,6 @@ impl PointReader {
 
     /// Whether two items have the same content, be they of one point or of two.
     pub fn same_content(&self, entry: &Entry, other: &Entry) -> Result<bool> {
-        recipe::same(&self.fetch, None, &entry.recipe, &other.recipe)
+        recipe::same(&MetaPages::new(&self.fetch), None, &entry.recipe, &other.recipe)
     }
 }

@@ -1,11 +1,9 @@
 //! Recipes read back: their runs in order, and whether two of them make the same content.
 
-use std::sync::Arc;
-
 use mainstay_core::{Error, Result};
 
 use crate::cut::ChunkId;
-use crate::fetch::{Fetch, MetaPages};
+use crate::fetch::MetaPages;
 use crate::format::directory::Directory;
 use crate::format::item::Recipe;
 use crate::format::page::{Cursor, PageKind};
@@ -20,12 +18,12 @@ pub(crate) enum Runs {
 }
 
 impl Runs {
-    pub(crate) fn of(fetch: &Arc<Fetch>, recipe: &Recipe) -> Result<Self> {
+    pub(crate) fn of(pages: &MetaPages, recipe: &Recipe) -> Result<Self> {
         Ok(match recipe {
             Recipe::None => Self::Inline(Vec::new().into_iter()),
             Recipe::Inline(runs) => Self::Inline(runs.clone().into_iter()),
             Recipe::Pages { root, .. } => {
-                Self::Pages(Cursor::seek(MetaPages(Arc::clone(fetch)), PageKind::Recipe, root, &[])?)
+                Self::Pages(Cursor::seek(pages.clone(), PageKind::Recipe, root, &[])?)
             }
         })
     }
@@ -68,24 +66,19 @@ enum Part {
 
 /// Whether two recipes make the same content: the same chunks in the same order, wherever they lie. `fresh` knows
 /// the directories of groups that are being written.
-pub(crate) fn same(
-    fetch: &Arc<Fetch>,
-    fresh: Option<&Groups>,
-    left: &Recipe,
-    right: &Recipe,
-) -> Result<bool> {
+pub(crate) fn same(pages: &MetaPages, fresh: Option<&Groups>, left: &Recipe, right: &Recipe) -> Result<bool> {
     if left == right {
         return Ok(true);
     }
     if left.bytes() != right.bytes() {
         return Ok(false);
     }
-    Ok(parts(fetch, fresh, left)? == parts(fetch, fresh, right)?)
+    Ok(parts(pages, fresh, left)? == parts(pages, fresh, right)?)
 }
 
-fn parts(fetch: &Arc<Fetch>, fresh: Option<&Groups>, recipe: &Recipe) -> Result<Vec<Part>> {
+fn parts(pages: &MetaPages, fresh: Option<&Groups>, recipe: &Recipe) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    let mut runs = Runs::of(fetch, recipe)?;
+    let mut runs = Runs::of(pages, recipe)?;
     while let Some(run) = runs.next()? {
         match run {
             Run::Chunks { group, first, count, .. } => {
@@ -95,7 +88,7 @@ fn parts(fetch: &Arc<Fetch>, fresh: Option<&Groups>, recipe: &Recipe) -> Result<
                 };
                 match fresh.and_then(|fresh| fresh.directory(&group)) {
                     Some(directory) => extend(directory),
-                    None => extend(fetch.directory(&group)?.as_ref()),
+                    None => extend(pages.fetch.directory(&group)?.as_ref()),
                 }
             }
             Run::Hole(length) | Run::Zeros(length) => match parts.last_mut() {

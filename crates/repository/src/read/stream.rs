@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{Error, Open, Piece, Result, StreamEnd, StreamReader};
 
 use super::recipe::{Runs, check_run};
-use crate::fetch::{Fetch, Opened};
+use crate::fetch::{Fetch, MetaPages, Opened};
 use crate::format::directory::Directory;
 use crate::format::item::Recipe;
 use crate::format::run::Run;
@@ -20,7 +20,7 @@ pub(crate) struct StoredContent {
 impl Open for StoredContent {
     fn open(&self) -> Result<Box<dyn StreamReader>> {
         Ok(Box::new(StoredStream {
-            runs: Runs::of(&self.fetch, &self.recipe)?,
+            runs: Runs::of(&MetaPages::new(&self.fetch), &self.recipe)?,
             fetch: Arc::clone(&self.fetch),
             chunks: None,
             chunk: None,

@@ -15,6 +15,7 @@ use crate::index::{self, ChunkIndex};
 use crate::keys::DomainKeys;
 use crate::names;
 use crate::ranges::Ranges;
+use crate::tree_copy::TreeCopyWriter;
 
 /// The segments that a point reaches, by group.
 pub(crate) type References = BTreeMap<GroupId, Ranges>;
@@ -24,6 +25,8 @@ pub(crate) struct Ingest {
     pub(crate) domain: Arc<DomainKeys>,
     pub(crate) groups: Groups,
     pub(crate) references: References,
+    /// A writer that cannot read keeps the pages of the tree it makes.
+    pub(crate) copy: Option<TreeCopyWriter>,
     index: ChunkIndex,
     /// Numbers of the groups of this run in `index`.
     numbers: HashMap<GroupId, u32>,
@@ -46,6 +49,7 @@ impl Ingest {
             domain,
             groups,
             references: References::new(),
+            copy: None,
             index,
             numbers: HashMap::new(),
             usable: HashMap::new(),
@@ -189,7 +193,11 @@ impl PageSink for MetaSink<'_> {
         let id = *blake3::keyed_hash(&self.0.domain.page_key, &page).as_bytes();
         let spot = self.0.put(Class::Meta, ChunkId(id), &page)?;
         self.0.reach(&spot.group, spot.segment, spot.segment);
-        Ok(PageRef { group: spot.group, segment: spot.segment, slot: spot.slot, id })
+        let stored = PageRef { group: spot.group, segment: spot.segment, slot: spot.slot, id };
+        if let Some(copy) = &mut self.0.copy {
+            copy.add(&stored, &page);
+        }
+        Ok(stored)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mainstay_core::{
     Body as ItemBody, Captured, Code, Counts, Error, Event, HardLink, Item, ItemPath, Metadata, PointId,
-    Progress, Receipt, Result, Skip, SkipReason, Stamp, StreamEnd, Target, Time, WorkloadRef,
+    Progress, Receipt, Result, Skip, SkipReason, Stamp, StreamEnd, Target, Time, WorkloadId, WorkloadRef,
 };
 
 use super::commit::{self, Draft};
@@ -15,11 +15,13 @@ use super::ingest::{Ingest, MetaSink, References};
 use crate::cut::Profile;
 use crate::fetch::{Fetch, MetaPages};
 use crate::format::item::{Recipe, StoredItem, encode_skip, path_key};
+use crate::format::page::PageRef;
 use crate::format::page::{Cursor, MapBuilder, PageKind, for_each_page};
 use crate::format::run::Run;
 use crate::keys::Powers;
 use crate::points::{Loaded, Points};
 use crate::read::recipe;
+use crate::tree_copy::{self, TreeCopy, TreeCopyWriter};
 
 const ZSTD_LEVEL: i32 = 3;
 /// More skips than this are counted but not listed one by one.
@@ -53,7 +55,8 @@ pub enum Parent {
 /// Makes a recovery point. Nothing of it is visible until [`Target::finish`] returns.
 pub struct PointWriter {
     request: WriteRequest,
-    fetch: Arc<Fetch>,
+    /// The pages of the parent's tree.
+    pages: MetaPages,
     ingest: Ingest,
     content: ContentReader,
     items: MapBuilder,
@@ -75,8 +78,18 @@ struct Previous {
 }
 
 impl Previous {
-    /// The parent's item of this key. Keys must be asked for in ascending order.
+    /// The parent's item of this key. Keys must be asked for in ascending order. From where the parent's tree is
+    /// damaged on, nothing is known of it, and everything is read: that heals what comes after.
     fn find(&mut self, key: &[u8]) -> Result<Option<StoredItem>> {
+        unless_damaged(self.step_to(key)).map(|found| {
+            found.unwrap_or_else(|| {
+                *self = Self { cursor: None, waiting: None };
+                None
+            })
+        })
+    }
+
+    fn step_to(&mut self, key: &[u8]) -> Result<Option<StoredItem>> {
         loop {
             match &self.waiting {
                 Some((waiting, _)) if waiting.as_slice() > key => return Ok(None),
@@ -95,6 +108,15 @@ impl Previous {
                 }
             }
         }
+    }
+}
+
+/// `None` where stored bytes are damaged.
+fn unless_damaged<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.code() == Code::Integrity => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -117,9 +139,8 @@ impl PointWriter {
         let parent = commit::find_parent(&shared, points, &request)?;
         let groups = Groups::new(Arc::clone(&shared), Arc::clone(&domain), request.jobs, ZSTD_LEVEL)?;
         let mut ingest = Ingest::new(Arc::clone(&fetch), Arc::clone(&domain), groups)?;
-        let root = parent.as_ref().and_then(|(_, loaded)| loaded.body.as_ref()?.items);
-        let cursor =
-            root.map(|root| Cursor::seek(MetaPages(Arc::clone(&fetch)), PageKind::Items, &root, &[]));
+        let (pages, root) = last_tree(&fetch, &mut ingest, &request.workload.id, parent.as_ref())?;
+        let cursor = root.map(|root| Cursor::seek(pages.clone(), PageKind::Items, &root, &[]));
         if let Some((_, loaded)) = &parent {
             commit::learn_structure(&mut ingest, loaded)?;
         }
@@ -128,14 +149,14 @@ impl PointWriter {
             items: MapBuilder::new(PageKind::Items, &domain.page_key),
             skips: MapBuilder::new(PageKind::Skips, &domain.page_key),
             skips_listed: 0,
-            previous: Previous { cursor: cursor.transpose()?, waiting: None },
+            previous: Previous { cursor: cursor.map(unless_damaged).transpose()?.flatten(), waiting: None },
             parent,
             last_path: None,
             links: HashMap::new(),
             counts: Counts::default(),
             started: shared.clock.now(),
             request,
-            fetch,
+            pages,
             ingest,
         })
     }
@@ -193,7 +214,7 @@ impl PointWriter {
         if reread {
             return Ok(Plan::Read { expected: Some(known.recipe) });
         }
-        if self.reach(&known.recipe)? {
+        if unless_damaged(self.reach(&known.recipe))?.unwrap_or(false) {
             Ok(Plan::Reuse(known.recipe))
         } else {
             Ok(Plan::Read { expected: None })
@@ -219,9 +240,12 @@ impl PointWriter {
             Recipe::None => {}
             Recipe::Inline(runs) => runs.iter().for_each(|run| note_run(run, &mut note)),
             Recipe::Pages { root, .. } => {
-                let pages = MetaPages(Arc::clone(&self.fetch));
-                for_each_page(&pages, PageKind::Recipe, root, &mut |page_ref, page| {
+                let copy = &mut self.ingest.copy;
+                for_each_page(&self.pages, PageKind::Recipe, root, &mut |page_ref, page| {
                     note(page_ref.group, page_ref.segment, page_ref.segment);
+                    if let Some(copy) = copy {
+                        copy.add(page_ref, page.bytes());
+                    }
                     if page.level == 0 {
                         for index in 0..page.len() {
                             note_run(&Run::decode(&mut page.value(index), &page.groups)?, &mut note);
@@ -269,7 +293,12 @@ impl PointWriter {
         }
         if let Some(expected) = expected
             && !changed
-            && !recipe::same(&self.fetch, Some(&self.ingest.groups), &expected, &content.recipe)?
+            && unless_damaged(recipe::same(
+                &self.pages,
+                Some(&self.ingest.groups),
+                &expected,
+                &content.recipe,
+            ))? == Some(false)
         {
             let detail = "its content changed behind an unchanged time and size".to_owned();
             self.record_skip(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
@@ -363,7 +392,38 @@ impl Target for PointWriter {
             captured,
         };
         let (point, counts) = commit::commit(&mut this.ingest, draft, this.counts)?;
+        if let Some(copy) = this.ingest.copy.take() {
+            copy.finish(&point, items.as_ref());
+        }
         Ok((Receipt { point: Some(point), counts }, point))
+    }
+}
+
+/// The pages of the parent's tree and their root: in the repository, or for a writer that cannot read, in its own
+/// copy.
+fn last_tree(
+    fetch: &Arc<Fetch>,
+    ingest: &mut Ingest,
+    workload: &WorkloadId,
+    parent: Option<&(PointId, Arc<Loaded>)>,
+) -> Result<(MetaPages, Option<PageRef>)> {
+    let shared = fetch.shared();
+    let stored = MetaPages::new(fetch);
+    if shared.ring.content_secret().is_ok() {
+        return Ok((stored, parent.and_then(|(_, loaded)| loaded.body.as_ref()?.items)));
+    }
+    let Some(folder) = &shared.folder else { return Ok((stored, None)) };
+    let path = tree_copy::path(folder, workload);
+    let writer = shared.ring.writer(Powers::WRITE)?;
+    let copy = TreeCopy::open(&path, &shared.ring, writer);
+    // Not being able to keep a copy costs time in the next run, and nothing in this one.
+    ingest.copy = TreeCopyWriter::create(&path, &shared.ring, writer).ok();
+    match copy {
+        Some(copy) if parent.is_some_and(|(id, _)| *id == copy.point) => {
+            let root = copy.items;
+            Ok((MetaPages::of_copy(fetch, copy), Some(root)))
+        }
+        _ => Ok((stored, None)),
     }
 }
 

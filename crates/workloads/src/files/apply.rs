@@ -15,6 +15,10 @@ use super::decide::{Wanted, xattr_changes};
 /// The set-user-id and set-group-id bits.
 const SET_ID: u32 = 0o6000;
 
+/// Every file system holds the times between these two, in seconds: 1901 and 2038, the range of 32 bits.
+const TIME_MIN: i64 = -(1 << 31) + 1;
+const TIME_MAX: i64 = (1 << 31) - 2;
+
 pub(super) const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// Something of which no other program can change what it is.
@@ -116,8 +120,13 @@ impl Held<'_> {
         let last_modification = Timespec { tv_sec: time.seconds(), tv_nsec: time.subsecond_nanoseconds() };
         let times = Timestamps { last_access, last_modification };
         match self {
-            Self::Open(fd) => futimens(fd, &times),
-            Self::Place(fd) => utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
+            Self::Open(fd) => futimens(fd, &times)?,
+            Self::Place(fd) => utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?,
         }
+        // A time that a file system cannot hold is bent to the nearest one without a word.
+        if (TIME_MIN..=TIME_MAX).contains(&time.seconds()) || super::inspect::modified(self.fd())? == time {
+            return Ok(());
+        }
+        Err(Errno::OVERFLOW)
     }
 }

@@ -64,21 +64,22 @@ impl Dir {
     /// Opens the directory `name` inside this one; `access` is `RDONLY` to list it, `PATH` to pass through.
     pub(super) fn enter(self: &Arc<Self>, name: &CStr, access: OFlags) -> Result<Arc<Self>, Errno> {
         let fd = open_beneath(&*self.fd()?, name, access)?;
-        self.adopt(name, fd)
+        let dir = self.adopt(name, fd)?;
+        self.pool.register(&dir);
+        Ok(dir)
     }
 
-    /// A child that is reached by a descriptor opened elsewhere (the root of a snapshot).
+    /// A child that was opened elsewhere (the root of a snapshot). It is never closed, since its name would lead
+    /// to another directory.
     pub(super) fn adopt(self: &Arc<Self>, name: &CStr, fd: OwnedFd) -> Result<Arc<Self>, Errno> {
         let id = FileId::of_open(&fd)?;
-        let dir = Arc::new(Self {
+        Ok(Arc::new(Self {
             parent: Some(Arc::clone(self)),
             name: name.to_owned(),
             id,
             open: Mutex::new(Some(Arc::new(fd))),
             pool: Arc::clone(&self.pool),
-        });
-        self.pool.register(&dir);
-        Ok(dir)
+        }))
     }
 
     /// The descriptor. [`Errno::STALE`] when another directory now bears this one's name.

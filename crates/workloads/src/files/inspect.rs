@@ -23,6 +23,11 @@ pub(super) fn look_at_open(fd: impl AsFd) -> Result<Statx, Errno> {
     statx(fd, c"", AtFlags::EMPTY_PATH, MASK)
 }
 
+/// The time of modification of something open.
+pub(super) fn modified(fd: impl AsFd) -> Result<Time, Errno> {
+    statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MTIME).map(|stat| time(stat.stx_mtime))
+}
+
 pub(super) fn kind(stat: &Statx) -> Option<Kind> {
     Some(match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
         FileType::RegularFile => Kind::File,

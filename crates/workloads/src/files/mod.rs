@@ -10,6 +10,7 @@ mod hooks;
 mod reader;
 mod roots;
 mod scope;
+mod snapshot;
 mod source;
 
 mod apply;
@@ -28,5 +29,6 @@ pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
 pub use hooks::Hooks;
 pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
+pub use snapshot::SnapshotRule;
 pub use source::{FilesRequest, FilesSource};
 pub use target::{FilesPlan, FilesTarget};

@@ -63,6 +63,26 @@ impl Roots {
         self.places.get(node).is_some_and(|place| place.is_root)
     }
 
+    /// The real paths of all that the person named, without the leading `/`.
+    pub(super) fn paths(&self) -> Vec<Vec<u8>> {
+        let mut paths = Vec::new();
+        let mut ahead = vec![(0, Vec::new())];
+        while let Some((node, path)) = ahead.pop() {
+            for (name, child) in self.places.get(node).into_iter().flat_map(|place| &place.children) {
+                let mut path: Vec<u8> = path.clone();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name);
+                ahead.push((*child, path));
+            }
+            if self.is_root(node) {
+                paths.push(path);
+            }
+        }
+        paths
+    }
+
     /// Follows `path` one name at a time. Links on the way become places of their own: the point then holds the
     /// link and the real directory, and a restore in place needs to go through neither.
     fn add(&mut self, path: &Path, top: &Arc<Dir>) -> Result<()> {

@@ -13,7 +13,7 @@ use mainstay_core::{
 use rustix::fs::{OFlags, Statx, StatxAttributes};
 use rustix::io::Errno;
 
-use super::dirs::{Dir, FileId};
+use super::dirs::{Dir, FileId, open_below, open_beneath};
 use super::hooks::{Hooks, Quiesced};
 use super::inspect::{Inspector, kind, look, stamp};
 use super::names::{ListingBuffer, NameList};
@@ -21,6 +21,7 @@ use super::owners::Owners;
 use super::reader::FileOpener;
 use super::roots::{Node, Roots, top};
 use super::scope::{CACHE_TAG, Scope, is_cache, is_pseudo};
+use super::snapshot::{SNAPSHOT_PREFIX, SUBVOLUME_STAND_IN, SnapshotRule, Snapshots};
 
 /// A file touched less than this before the run began is read again by the next one: its times may be too coarse
 /// to tell a second change.
@@ -42,6 +43,8 @@ pub struct FilesRequest {
     pub skip_caches: bool,
     /// Stay on the file system of each root; mount points are captured as empty directories.
     pub one_file_system: bool,
+    /// Read from snapshots, so that the point is of one moment.
+    pub snapshots: SnapshotRule,
     /// Commands to run before anything is read and once all is stored.
     pub hooks: Option<Hooks>,
 }
@@ -60,8 +63,12 @@ pub struct FilesSource {
 
 /// What stays the same during a walk, and what is used over and over.
 struct Scan {
+    top: Arc<Dir>,
     scope: Scope,
     roots: Roots,
+    snapshots: Snapshots,
+    /// Something was read from the live tree since the snapshot does not show it.
+    islands: bool,
     inspector: Inspector,
     buffer: ListingBuffer,
     settled: Time,
@@ -100,6 +107,8 @@ struct At<'a> {
 struct Inside {
     start: usize,
     device: u64,
+    /// What is read is a snapshot, not the live tree.
+    snapshot: bool,
 }
 
 /// A directory that was yielded and is entered next.
@@ -110,23 +119,29 @@ struct Descend {
     inside: Option<Inside>,
     is_root: bool,
     crossed: bool,
+    /// Set when it is not to be opened by its name.
+    opened: Option<Arc<Dir>>,
 }
 
 impl FilesSource {
     /// Errors: [`Code::NotFound`] for a root that does not exist, [`Code::Usage`] for one that is not absolute
     /// and for patterns that make no sense.
     pub fn new(request: FilesRequest, clock: Arc<dyn Clock>) -> Result<Self> {
-        let FilesRequest { roots, exclude, exclude_files, never, skip_caches, one_file_system, hooks } =
+        let FilesRequest { exclude, exclude_files, never, skip_caches, one_file_system, hooks, .. } =
             &request;
         let top = top()?;
-        let (quiesced, trouble) = match hooks.clone().map(Quiesced::begin).transpose()? {
+        let (mut quiesced, trouble) = match hooks.clone().map(Quiesced::begin).transpose()? {
             Some((quiesced, trouble)) => (Some(quiesced), trouble),
             None => (None, None),
         };
         let began = clock.now();
+        let roots = Roots::resolve(&request.roots, &top)?;
         let scan = Scan {
             scope: Scope::new(exclude, exclude_files, never, *skip_caches, *one_file_system)?,
-            roots: Roots::resolve(roots, &top)?,
+            snapshots: Snapshots::take(&roots.paths(), request.snapshots)?,
+            islands: false,
+            top: Arc::clone(&top),
+            roots,
             inspector: Inspector::new(Owners::of_this_machine()),
             buffer: ListingBuffer::default(),
             settled: Time(began.0.saturating_sub(i64::try_from(SETTLED.as_nanos()).unwrap_or(i64::MAX))),
@@ -134,6 +149,10 @@ impl FilesSource {
         };
         let asked = hooks.as_ref().is_some_and(|hooks| hooks.quiesce.is_some());
         let at_rest = asked && trouble.is_none();
+        if scan.snapshots.whole {
+            // The moment is pinned: the application need not wait for the reading.
+            quiesced.take().map_or(Ok(()), Quiesced::thaw)?;
+        }
         let mut source = Self {
             scan,
             stack: Vec::new(),
@@ -155,14 +174,14 @@ impl FilesSource {
     /// Puts `/` on the stack: as a root if it is one, otherwise as the way to the roots.
     fn begin(&mut self, top: &Arc<Dir>) -> Result<()> {
         let fail = |errno: Errno| Error::io("cannot list the root directory", errno.into());
-        let device = top.id().device;
-        let inside = self.scan.roots.is_root(0).then_some(Inside { start: 0, device });
-        let dir = if inside.is_some() {
+        let (dir, snapshot) = match self.scan.snapshots.instead_of(b"") {
+            Some(snapshot) => (snapshot.and_then(Dir::root).map_err(fail)?, true),
             // `.` of the top is the top, opened for listing.
-            top.enter(c".", OFlags::RDONLY).map_err(fail)?
-        } else {
-            Arc::clone(top)
+            None if self.scan.roots.is_root(0) => (top.enter(c".", OFlags::RDONLY).map_err(fail)?, false),
+            None => (Arc::clone(top), false),
         };
+        let device = dir.id().device;
+        let inside = self.scan.roots.is_root(0).then_some(Inside { start: 0, device, snapshot });
         let (names, error) = self.scan.list(&dir, inside, Some(0), true);
         if let Some(errno) = error {
             return Err(fail(errno));
@@ -182,12 +201,12 @@ impl FilesSource {
     /// Enters the directory that was yielded last.
     fn enter(&mut self, descend: Descend) {
         let Some(parent) = self.stack.last() else { return };
-        let Descend { name, node, inside, is_root, crossed } = descend;
+        let Descend { name, node, inside, is_root, crossed, opened } = descend;
         let access = if inside.is_some() { OFlags::RDONLY } else { OFlags::PATH };
         self.path.truncate(parent.path_len);
         append(&mut self.path, name.to_bytes());
         let path_len = self.path.len();
-        let opened = parent.dir.enter(&name, access).and_then(|dir| {
+        let opened = opened.map_or_else(|| parent.dir.enter(&name, access), Ok).and_then(|dir| {
             let pseudo = crossed && !is_root && is_pseudo(&*dir.fd()?);
             Ok((dir, pseudo))
         });
@@ -239,8 +258,14 @@ impl Source for FilesSource {
     }
 
     fn seal(&mut self) -> Result<Captured> {
-        let position = Position::default();
-        Ok(Captured { position, consistency: self.consistency, moment: self.began })
+        let one_moment = self.scan.snapshots.whole && !self.scan.islands;
+        let consistency = match self.consistency {
+            // The application was let go when the snapshot was taken; what lies beside that went on.
+            Consistency::Application if self.scan.snapshots.whole && !one_moment => Consistency::Fuzzy,
+            Consistency::Fuzzy if one_moment => Consistency::FileSystem,
+            reached => reached,
+        };
+        Ok(Captured { position: Position::default(), consistency, moment: self.began })
     }
 
     /// Errors: the thaw command failed. The point is whole all the same.
@@ -304,15 +329,50 @@ impl Scan {
             let parent = path.get(..parent_len).unwrap_or_default();
             return Ok(Some(Next::Skipped(skip(parent, SkipReason::Unsupported, Errno::NAMETOOLONG))));
         };
-        let (item, trouble) = match self.item(at, item_path, &stat, kind) {
+        let found = match self.elsewhere(at, node, path, &stat) {
+            Ok(None) => self.item(at, item_path, &stat, kind).map(|item| (item, stat, None)),
+            Ok(Some((dir, stat))) => {
+                let there = At { dir: &dir, name: c".", ..*at };
+                self.item(&there, item_path, &stat, kind).map(|item| (item, stat, Some(dir)))
+            }
+            Err(errno) => Err(errno),
+        };
+        let ((item, trouble), stat, opened) = match found {
             Ok(found) => found,
             Err(errno) => return unreadable(errno),
         };
         after.pending.extend(trouble.map(Next::Skipped));
         if kind == Kind::Directory {
-            after.descend = self.descend(at, node, path.len(), &stat);
+            after.descend = self.descend(at, node, path.len(), &stat, opened);
         }
         Ok(Some(Next::Item(item)))
+    }
+
+    /// The directory to read instead of the one at `path`: the snapshot of a root; or, inside a snapshot, the
+    /// live directory where it shows only the stand-in for a mount point or a subvolume.
+    fn elsewhere(
+        &self,
+        at: &At<'_>,
+        node: Option<Node>,
+        path: &[u8],
+        stat: &Statx,
+    ) -> std::result::Result<Option<(Arc<Dir>, Statx)>, Errno> {
+        let fd = if let Some(snapshot) =
+            node.filter(|node| self.roots.is_root(*node)).and_then(|_| self.snapshots.instead_of(path))
+        {
+            snapshot?
+        } else if kind(stat) == Some(Kind::Directory)
+            && at.inside.is_some_and(|inside| inside.snapshot)
+            && (stat.stx_ino == SUBVOLUME_STAND_IN || self.snapshots.is_mount_point(path))
+        {
+            let names = path.split(|&byte| byte == b'/');
+            open_beneath(open_below(self.top.fd()?, names)?, c".", OFlags::RDONLY)?
+        } else {
+            return Ok(None);
+        };
+        let dir = at.dir.adopt(at.name, fd)?;
+        let stat = look(&*dir.fd()?, c".")?;
+        Ok(Some((dir, stat)))
     }
 
     fn leaves_out(
@@ -331,6 +391,9 @@ impl Scan {
             return Ok(true);
         }
         let (None, Some(Inside { start, .. })) = (node, at.inside) else { return Ok(false) };
+        if at.name.to_bytes().starts_with(SNAPSHOT_PREFIX) {
+            return Ok(true);
+        }
         Ok(self.scope.excludes(path.get(start..).unwrap_or_default(), kind == Kind::Directory))
     }
 
@@ -353,20 +416,29 @@ impl Scan {
     }
 
     /// Whether and how to go into a directory; `path_len` is the length of its path.
-    fn descend(&self, at: &At<'_>, node: Option<Node>, path_len: usize, stat: &Statx) -> Option<Descend> {
+    fn descend(
+        &mut self,
+        at: &At<'_>,
+        node: Option<Node>,
+        path_len: usize,
+        stat: &Statx,
+        opened: Option<Arc<Dir>>,
+    ) -> Option<Descend> {
         let device = FileId::of(stat).device;
         let is_root = node.is_some_and(|node| self.roots.is_root(node));
-        let crossed = device != at.device || stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-        let stays = |inside: &Inside| {
-            let elsewhere =
-                device != inside.device || stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-            !(self.scope.one_file_system && elsewhere)
+        let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        let stays = |inside: &Inside| !(self.scope.one_file_system && (device != inside.device || mounted));
+        let inside = if is_root {
+            Some(Inside { start: path_len + 1, device, snapshot: opened.is_some() })
+        } else {
+            let live = opened.is_some();
+            at.inside.filter(stays).map(|inside| Inside { snapshot: inside.snapshot && !live, ..inside })
         };
-        let inside =
-            if is_root { Some(Inside { start: path_len + 1, device }) } else { at.inside.filter(stays) };
+        self.islands |= !is_root && opened.is_some() && inside.is_some();
         let leads_on =
             inside.is_some() || node.is_some_and(|node| self.roots.children(node).next().is_some());
-        leads_on.then(|| Descend { name: at.name.to_owned(), node, inside, is_root, crossed })
+        let (name, crossed) = (at.name.to_owned(), device != at.device || mounted);
+        leads_on.then_some(Descend { name, node, inside, is_root, crossed, opened })
     }
 }
 

@@ -6,6 +6,7 @@ mod confinement;
 mod hooks;
 mod modes;
 mod round_trip;
+mod snapshot;
 mod source;
 
 use std::os::unix::ffi::OsStrExt as _;

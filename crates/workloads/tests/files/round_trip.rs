@@ -76,3 +76,20 @@ fn what_an_ordinary_user_cannot_read_is_a_skip_and_the_rest_is_there() {
         std::fs::set_permissions(restored.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
     });
 }
+
+/// ext4 cannot hold a time before 1901, and bends it to its first one without an error.
+#[test]
+fn a_time_that_the_target_cannot_hold_is_a_loss_in_words() {
+    use mainstay_core::{ItemPath, Target as _, Time};
+    use mainstay_testkit::{Part, TestItem};
+    let directory = tempfile::tempdir().unwrap();
+    let mut target =
+        mainstay_workloads::files::FilesTarget::new(crate::plan(directory.path(), RestoreMode::New)).unwrap();
+    let mut item = TestItem::file(ItemPath::new("file").unwrap(), vec![Part::Bytes(b"old".to_vec())]);
+    item.metadata.modified = Time::from_seconds(-4_000_000_000);
+    target.put(item.to_item()).unwrap();
+    let (_, restored) = Box::new(target).finish(&crate::captured()).unwrap();
+    let kept = directory.path().join("file").metadata().unwrap().mtime() == -4_000_000_000;
+    let told = restored.skips.iter().any(|skip| skip.reason == SkipReason::Metadata);
+    assert_ne!(kept, told, "{restored:?}");
+}

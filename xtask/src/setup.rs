@@ -24,6 +24,7 @@ type Package = (&'static str, &'static str);
 const TESTS: &[Package] = &[
     ("acl", "getfacl and setfacl, to compare access control lists after a restore"),
     ("attr", "getfattr and setfattr, to compare extended attributes after a restore"),
+    ("btrfs-progs", "mkfs.btrfs and btrfs, to take snapshots of a file system of the tests' own"),
     ("libcap2-bin", "setcap and getcap, to compare file capabilities after a restore"),
     ("util-linux", "mount, unshare and fallocate, to build hostile trees and small full disks"),
 ];

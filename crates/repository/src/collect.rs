@@ -263,10 +263,6 @@ impl Repository {
     /// Says in the log what goes, and only then removes it.
     fn delete(&self, plan: &GcPlan, report: &mut GcReport, progress: &dyn Progress) -> Result<()> {
         let store = self.shared.store.as_ref();
-        if !store.capabilities().create_if_absent {
-            // Without it two writers could both believe that they were first; then nothing may ever go.
-            return Ok(());
-        }
         if !plan.delete.is_empty() {
             self.shared.append(Powers::COLLECT, &mut |state| {
                 let packs = plan.delete.iter().copied();

@@ -81,6 +81,11 @@ impl Log {
         signer: &SigningKey,
         decide: &mut dyn FnMut(&State) -> Result<Change>,
     ) -> Result<u64> {
+        if !self.store.capabilities().create_if_absent {
+            let what = format!("{} cannot tell who was first to create a file", self.store.location());
+            return Err(Error::new(Code::Unsupported, what)
+                .hint("keep the repository on a file system with hard links or renaming without replacing"));
+        }
         for attempt in 0..ATTEMPTS_MAX {
             self.read(state)?;
             let change = decide(state)?;

@@ -103,6 +103,7 @@ pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
         Ok(Change::Commit { packs: uncondemned(state, &packs), runs: runs.clone(), point: None })
     })?;
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
+    ingest.groups.forget(&packs);
     ingest.forget_usable();
     Ok(())
 }

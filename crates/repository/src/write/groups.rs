@@ -251,4 +251,11 @@ impl Groups {
     pub(crate) fn take_unregistered(&mut self) -> (Vec<PackEntry>, Vec<GroupTags>) {
         (std::mem::take(&mut self.stored), std::mem::take(&mut self.tags))
     }
+
+    /// Forgets the directories of packs that the log now names: they can be read back like any other.
+    pub(crate) fn forget(&mut self, packs: &[PackEntry]) {
+        for group in packs.iter().flat_map(|pack| &pack.groups) {
+            self.directories.remove(&group.id);
+        }
+    }
 }

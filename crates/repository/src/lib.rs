@@ -43,5 +43,6 @@ pub use keys::FamilyId;
 pub use points::{Hold, Note, PointInfo};
 pub use read::{Change, ChangeKind, Diff, Entry, PointReader, PointSource, Walk, diff};
 pub use repository::{Options, Repository, Role, Stats, Unlock, WriterInfo};
+pub use shared::Tuning;
 pub use verify::{VerifyReport, VerifyScope};
 pub use write::{Parent, PointWriter, WriteRequest};

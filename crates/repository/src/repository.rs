@@ -18,7 +18,7 @@ use crate::names;
 use crate::points::{Note, PointInfo, Points, put_twice};
 use crate::read::PointReader;
 use crate::seal::Secret;
-use crate::shared::Shared;
+use crate::shared::{Shared, Tuning};
 use crate::sign::SigningKey;
 use crate::write::{PointWriter, WriteRequest};
 
@@ -30,6 +30,7 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// A directory private to this user, for what is remembered between runs; none remembers nothing.
     pub state: Option<PathBuf>,
+    pub tuning: Tuning,
 }
 
 /// What opens a repository.
@@ -143,7 +144,8 @@ impl Repository {
         };
         let folder = options.state.as_ref().map(|state| memory::folder(state, &config.family));
         let memory = folder.as_deref().map(Memory::new);
-        let shared = Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log, folder));
+        let shared =
+            Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log, folder, options.tuning));
         Self {
             fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
             points: Points::new(Arc::clone(&shared)),

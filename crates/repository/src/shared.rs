@@ -11,12 +11,28 @@ use crate::log::record::Change;
 use crate::log::state::State;
 use crate::sign::SigningKey;
 
+/// How the writer groups what it stores. The defaults suit everyone but tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// A data pack is closed near this many bytes, a pack of pages or references near a quarter of it.
+    pub pack_bytes: u64,
+    /// Packs are registered in the log after so many, so that an interrupted run need not store them again.
+    pub register_packs: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { pack_bytes: 32 << 20, register_packs: 64 }
+    }
+}
+
 pub(crate) struct Shared {
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) ring: KeyRing,
     /// Private to this user and repository: what is remembered between runs.
     pub(crate) folder: Option<PathBuf>,
+    pub(crate) tuning: Tuning,
     pub(crate) log: Log,
     state: RwLock<State>,
 }
@@ -28,8 +44,9 @@ impl Shared {
         ring: KeyRing,
         log: Log,
         folder: Option<PathBuf>,
+        tuning: Tuning,
     ) -> Self {
-        Self { store, clock, ring, log, folder, state: RwLock::default() }
+        Self { store, clock, ring, log, folder, tuning, state: RwLock::default() }
     }
 
     pub(crate) fn family(&self) -> &FamilyId {

@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{Bench, backup, compare, open, restore};
-use mainstay_core::Silent;
-use mainstay_repository::{GcOptions, VerifyScope};
-use mainstay_testkit::{for_each_seed, random_items};
+use std::sync::Arc;
+
+use common::{Bench, backup, compare, copy, large_items, open, options, request, restore};
+use mainstay_core::{Code, Silent};
+use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope};
+use mainstay_testkit::{VecSource, for_each_seed, random_items};
 
 #[test]
 fn random_trees_come_back_as_they_went_in() {
@@ -22,6 +24,29 @@ fn random_trees_come_back_as_they_went_in() {
             .unwrap();
         assert_eq!(report.problems, Vec::<String>::new());
     });
+}
+
+/// Small packs, registered often: what a backup of terabytes does.
+#[test]
+fn a_long_run_registers_its_packs_and_an_interrupted_one_need_not_store_them_again() {
+    let mut bench = Bench::new(0);
+    let tuning = Tuning { pack_bytes: 2 << 20, register_packs: 2 };
+    let small = Options { tuning, ..options(&bench.clock) };
+    let unlock = Unlock::Ring(Box::new(bench.ring.clone()));
+    bench.repository = Repository::open(Arc::new(bench.store.clone()), &unlock, &small).unwrap();
+    let items = large_items(1, 12, 2 << 20);
+    let broken = VecSource::new(items.clone()).failing(9, Code::Io);
+    let target = bench.repository.write(request(1)).unwrap();
+    copy(Box::new(broken), Box::new(target)).unwrap_err();
+    let registered = bench.repository.stats();
+    assert!(registered.packs >= 4 && registered.points == 0, "{registered:?}");
+
+    let point = backup(&bench.repository, items.clone());
+    let written = bench.repository.points().unwrap()[0].counts.written_bytes;
+    assert!(written < 24 << 20, "{written} bytes were stored, though some were there");
+    compare(&items, &restore(&open(&bench), &point));
+    let report = bench.repository.verify(&VerifyScope { read_data: true, ..VerifyScope::default() }, &Silent);
+    assert_eq!(report.unwrap().problems, Vec::<String>::new());
 }
 
 #[test]

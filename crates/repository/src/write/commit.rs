@@ -21,8 +21,6 @@ use crate::ranges::Ranges;
 use crate::repack::{self, Wanted};
 use crate::shared::Shared;
 
-/// Packs are registered in the log after so many, so that an interrupted run need not store them again.
-const REGISTER_PACKS: usize = 64;
 /// A collector that condemns what a writer relies on this often in a row is not one.
 const RESCUES_MAX: u32 = 20;
 
@@ -91,11 +89,11 @@ pub(crate) struct Draft<'a> {
 
 /// Registers packs that are stored, once there are many.
 pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
-    if ingest.groups.unregistered().len() < REGISTER_PACKS {
+    let shared = Arc::clone(ingest.fetch.shared());
+    if ingest.groups.unregistered().len() < shared.tuning.register_packs {
         return Ok(());
     }
     let (packs, tags) = ingest.groups.take_unregistered();
-    let shared = Arc::clone(ingest.fetch.shared());
     let runs = store_run(&shared, ingest, &tags)?;
     shared.store.flush()?;
     shared.append(Powers::WRITE, &mut |state| {

@@ -20,9 +20,6 @@ use crate::seal::SealKey;
 use crate::shared::Shared;
 use crate::wrap;
 
-/// A data pack is closed near this many bytes; packs of pages and references earlier.
-const DATA_PACK_BYTES: u64 = 32 << 20;
-const META_PACK_BYTES: u64 = 8 << 20;
 /// Pages are sought one by one, so their segments are smaller.
 const META_SEGMENT_BYTES: usize = 256 << 10;
 
@@ -159,7 +156,8 @@ impl Groups {
         let GroupHeader { id, domain, .. } = filling.header;
         let binding = Binding { family, domain, group: id, class };
         self.pool.submit(Job { key: Arc::clone(&filling.key), binding, ordinal, raw })?;
-        let limit = if class == Class::Data { DATA_PACK_BYTES } else { META_PACK_BYTES };
+        let pack_bytes = self.shared.tuning.pack_bytes;
+        let limit = if class == Class::Data { pack_bytes } else { pack_bytes / 4 };
         if filling.builder.length() + filling.sealing_bytes >= limit {
             self.close(class)?;
         }

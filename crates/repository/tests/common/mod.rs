@@ -10,7 +10,7 @@ use mainstay_core::{
     BlobStore, Id16, Next, PointId, Result, Silent, Source, Target, Time, WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::keys::KeyRing;
-use mainstay_repository::{Options, Parent, Repository, Unlock, WriteRequest};
+use mainstay_repository::{Options, Parent, Repository, Tuning, Unlock, WriteRequest};
 use mainstay_testkit::{Arrived, Finished, MemoryStore, Rng, ScriptedClock, TestItem, VecSource, VecTarget};
 
 /// A repository in memory, its keys and its clock.
@@ -36,7 +36,7 @@ pub(crate) fn clock() -> ScriptedClock {
 }
 
 pub(crate) fn options(clock: &ScriptedClock) -> Options {
-    Options { clock: Arc::new(clock.clone()), state: None }
+    Options { clock: Arc::new(clock.clone()), state: None, tuning: Tuning::default() }
 }
 
 /// Opens the same store as another process would.

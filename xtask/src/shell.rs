@@ -1,6 +1,7 @@
 //! The door of xtask to processes, the environment and the clock.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -58,6 +59,35 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     let text = shown(command);
     say::command(&text);
     let status = command.status().with_context(|| format!("cannot start {text}"))?;
+    if !status.success() {
+        bail!("{text} failed ({status})");
+    }
+    Ok(())
+}
+
+/// Which of the two streams of a command is followed.
+pub(crate) enum Stream {
+    Output,
+    Errors,
+}
+
+/// Like [`run`], and shows each line of one of the streams to `each` as well.
+pub(crate) fn follow(command: &mut Command, stream: Stream, each: &mut dyn FnMut(&str)) -> Result<()> {
+    let text = shown(command);
+    say::command(&text);
+    match stream {
+        Stream::Output => command.stdout(Stdio::piped()),
+        Stream::Errors => command.stderr(Stdio::piped()),
+    };
+    let mut child = command.spawn().with_context(|| format!("cannot start {text}"))?;
+    let output = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read>);
+    let followed = output.or_else(|| child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read>));
+    for line in BufReader::new(followed.context("the pipe is missing")?).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        say::line(&line);
+        each(&line);
+    }
+    let status = child.wait()?;
     if !status.success() {
         bail!("{text} failed ({status})");
     }

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: all tests of the workspace, set-up included.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::io::IsTerminal as _;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
 use crate::arguments::Arguments;
 use crate::{Verb, say, setup, shell};
@@ -21,6 +21,9 @@ as an ordinary user; what only root can test is tested only as root. The runner'
     run: |arguments: &Arguments| run(arguments.has("--long")),
 };
 
+/// What a test prints when this machine lacks what it needs and it does nothing.
+const NOT_RUN: &str = "NOT RUN";
+
 pub(crate) fn run(long: bool) -> Result<()> {
     setup::run(false)?;
     let with_length = |mut command: Command| {
@@ -33,35 +36,78 @@ pub(crate) fn run(long: bool) -> Result<()> {
         say::step("documentation tests");
         shell::run(&mut with_length(shell::cargo(["test", "--quiet", "--workspace", "--doc", "--locked"])))?;
         say::step("tests");
-        let all = ["nextest", "run", "--workspace", "--locked", "--no-fail-fast", "--no-tests=pass"];
-        return shell::run(&mut with_length(shell::cargo(all)));
+        return nextest(with_length(shell::cargo([
+            "nextest",
+            "run",
+            "--workspace",
+            "--locked",
+            "--no-fail-fast",
+        ])));
     }
     say::step("tests (cargo-nextest is not installed; plain cargo test does as well, only slower)");
-    let all = ["test", "--workspace", "--locked", "--no-fail-fast"];
-    run_and_sum_up(with_length(shell::cargo(all)))
+    let all = ["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"];
+    plain(with_length(shell::cargo(all)))
 }
 
-/// `cargo test` closes once per test binary; this repeats those lines at the end, with their sum.
-fn run_and_sum_up(mut command: Command) -> Result<()> {
-    let text = shell::shown(&command);
-    say::command(&text);
-    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {text}"))?;
+fn nextest(mut command: Command) -> Result<()> {
+    if std::io::stdout().is_terminal() {
+        command.args(["--color", "always"]);
+    }
     let mut closing = Vec::new();
-    let printed = child.stdout.take().context("the pipe of cargo test is missing")?;
-    for line in BufReader::new(printed).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        if line.starts_with("test result:") {
-            closing.push(line.clone());
+    let result = shell::follow(&mut command, shell::Stream::Errors, &mut |line| {
+        if !closing.is_empty() || (line.contains("Summary") && line.contains(" tests run")) {
+            closing.push(line.to_owned());
         }
-        say::line(&line);
-    }
-    let status = child.wait()?;
+    });
+    // Its output of tests that passed is only here (see .config/nextest.toml).
+    let report = shell::target_directory()?.join("nextest/default/junit.xml");
+    let report = std::fs::read_to_string(report).unwrap_or_default();
+    close(&not_run(&report), &closing);
+    result
+}
+
+/// `cargo test` closes once per test binary; those lines are repeated at the end, with their sum.
+fn plain(mut command: Command) -> Result<()> {
+    let (mut closing, mut printed) = (Vec::new(), String::new());
+    let result = shell::follow(&mut command, shell::Stream::Output, &mut |line| {
+        if line.starts_with("test result:") {
+            closing.push(line.to_owned());
+        }
+        printed.push_str(line);
+        printed.push('\n');
+    });
     let sum = Sum::of(&closing);
-    say::step(&format!("{} test binaries: {} passed, {} failed", closing.len(), sum.passed, sum.failed));
-    if !status.success() {
-        bail!("{text} failed ({status})");
+    closing.push(format!("{} test binaries: {} passed, {} failed", closing.len(), sum.passed, sum.failed));
+    close(&not_run(&printed), &closing);
+    result
+}
+
+/// Ends with what did not run here, which nobody must overlook, and then the closing lines of the runner.
+fn close(not_run: &[String], closing: &[String]) {
+    if !not_run.is_empty() {
+        say::step("tests, or parts of them, that this machine cannot run");
+        not_run.iter().for_each(|line| say::line(line));
     }
-    Ok(())
+    if closing.is_empty() {
+        return;
+    }
+    say::step("closing lines of the test runner");
+    closing.iter().for_each(|line| say::line(line));
+}
+
+/// The lines by which tests say that they did not run, each once.
+fn not_run(printed: &str) -> Vec<String> {
+    let plain = |line: &str| {
+        line.replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&quot;", "\"")
+            .replace("&apos;", "'")
+            .replace("&amp;", "&")
+    };
+    let said = printed.lines().filter_map(|line| line.find(NOT_RUN).map(|start| plain(&line[start..])));
+    let said: std::collections::BTreeSet<String> =
+        said.map(|line| line.trim_end_matches("</system-out>").to_owned()).collect();
+    said.into_iter().collect()
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -87,7 +133,14 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
-    use super::Sum;
+    use super::{Sum, not_run};
+
+    #[test]
+    fn what_did_not_run_is_found_once_in_plain_words() {
+        let printed = "<system-out>running 1 test\nNOT RUN: it&apos;s not here\nok</system-out>\nNOT RUN: it's not here\n\
+                       <system-out>NOT RUN: no root</system-out>\n";
+        assert_eq!(not_run(printed), ["NOT RUN: it's not here", "NOT RUN: no root"]);
+    }
 
     #[test]
     fn closing_lines_add_up() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use mainstay_core::{Code, Error, Result};
 
-use crate::cache::Cache;
+use crate::cache::SharedCache;
 use crate::cut::{ChunkId, chunk_id};
 use crate::format::directory::{Directory, open_directory};
 use crate::format::pack::{Block, Footer, GroupHeader, PackId, TRAILERS_BYTES, Trailer, block_digest};
@@ -31,10 +31,10 @@ pub(crate) type Opened = Arc<Vec<u8>>;
 
 pub(crate) struct Fetch {
     shared: Arc<Shared>,
-    footers: Mutex<Cache<PackId, Arc<Footer>>>,
-    directories: Mutex<Cache<GroupId, Arc<Directory>>>,
-    keys: Mutex<Cache<GroupId, SealKey>>,
-    segments: Mutex<Cache<(GroupId, u32), Opened>>,
+    footers: SharedCache<PackId, Arc<Footer>>,
+    directories: SharedCache<GroupId, Arc<Directory>>,
+    keys: SharedCache<GroupId, SealKey>,
+    segments: SharedCache<(GroupId, u32), Opened>,
     /// Packs of this process that the log does not name yet.
     staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
 }
@@ -53,10 +53,10 @@ impl Fetch {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            footers: Mutex::new(Cache::new(FOOTERS_BYTES)),
-            directories: Mutex::new(Cache::new(DIRECTORIES_BYTES)),
-            keys: Mutex::new(Cache::new(1 << 20)),
-            segments: Mutex::new(Cache::new(SEGMENTS_BYTES)),
+            footers: SharedCache::new(FOOTERS_BYTES),
+            directories: SharedCache::new(DIRECTORIES_BYTES),
+            keys: SharedCache::new(1 << 20),
+            segments: SharedCache::new(SEGMENTS_BYTES),
             staged: Mutex::default(),
         }
     }
@@ -108,9 +108,11 @@ impl Fetch {
     }
 
     pub(crate) fn footer(&self, pack: &PackId) -> Result<Arc<Footer>> {
-        if let Some(footer) = lock(&self.footers).get(pack) {
-            return Ok(footer);
-        }
+        self.footers.get_or(pack, || self.load_footer(pack))
+    }
+
+    /// The footer and its weight.
+    fn load_footer(&self, pack: &PackId) -> Result<(Arc<Footer>, usize)> {
         let staged = lock(&self.staged).get(pack).copied();
         let entry = staged.or_else(|| {
             self.shared.state().pack(pack).map(|pack| (pack.entry.length, pack.entry.footer_hash))
@@ -131,9 +133,7 @@ impl Fetch {
         } else {
             self.shared.store.get(&name, trailer.footer_offset..end)?
         };
-        let footer = Arc::new(trailer.footer(&footer_bytes)?);
-        lock(&self.footers).insert(*pack, Arc::clone(&footer), footer_bytes.len() * 2);
-        Ok(footer)
+        Ok((Arc::new(trailer.footer(&footer_bytes)?), footer_bytes.len() * 2))
     }
 
     /// The directory of a group as stored, with the group's header.
@@ -162,16 +162,15 @@ impl Fetch {
     }
 
     pub(crate) fn directory(&self, group: &GroupId) -> Result<Arc<Directory>> {
-        if let Some(directory) = lock(&self.directories).get(group) {
-            return Ok(directory);
-        }
-        let sealed = self.sealed_directory(group)?;
-        let domain = &sealed.header.domain;
-        let keys = self.shared.ring.domain(*domain)?;
-        let directory = open_directory(&keys.index_key, self.shared.family(), domain, group, &sealed.bytes)
-            .map(Arc::new)?;
-        lock(&self.directories).insert(*group, Arc::clone(&directory), directory.weight());
-        Ok(directory)
+        self.directories.get_or(group, || {
+            let sealed = self.sealed_directory(group)?;
+            let domain = &sealed.header.domain;
+            let keys = self.shared.ring.domain(*domain)?;
+            let directory =
+                open_directory(&keys.index_key, self.shared.family(), domain, group, &sealed.bytes)?;
+            let weight = directory.weight();
+            Ok((Arc::new(directory), weight))
+        })
     }
 
     /// A segment as stored: what the collector and a rescuing writer copy. Checked against the pack's footer.
@@ -193,9 +192,10 @@ impl Fetch {
     }
 
     fn group_key(&self, header: &GroupHeader) -> Result<SealKey> {
-        if let Some(key) = lock(&self.keys).get(&header.id) {
-            return Ok(key);
-        }
+        self.keys.get_or(&header.id, || Ok((self.unwrap_key(header)?, 64)))
+    }
+
+    fn unwrap_key(&self, header: &GroupHeader) -> Result<SealKey> {
         let secret = match header.class {
             Class::Data | Class::Meta => self.shared.ring.content_secret()?,
             Class::Structure => self.shared.ring.structure_secret()?,
@@ -204,9 +204,7 @@ impl Fetch {
             .map_err(|error| error.during(format!("cannot unwrap the key of group {}", header.id)))?;
         let key =
             Secret::from_slice(&key).ok_or_else(|| Error::integrity("a group key has another length"))?;
-        let key = SealKey::from_secret(key);
-        lock(&self.keys).insert(header.id, key.clone(), 64);
-        Ok(key)
+        Ok(SealKey::from_secret(key))
     }
 
     pub(crate) fn open_sealed(&self, sealed: &Sealed, ordinal: u32) -> Result<Vec<u8>> {
@@ -218,16 +216,14 @@ impl Fetch {
 
     /// The chunks of a segment, back to back.
     pub(crate) fn segment(&self, group: &GroupId, ordinal: u32) -> Result<Opened> {
-        if let Some(opened) = lock(&self.segments).get(&(*group, ordinal)) {
-            return Ok(opened);
-        }
-        let opened: Opened =
-            Arc::new(self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
+        self.segments.get_or(&(*group, ordinal), || {
+            let opened = self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
                 let sealed = self.sealed_segment_in(pack, group, ordinal)?;
                 self.open_sealed(&sealed, ordinal)
-            })?);
-        lock(&self.segments).insert((*group, ordinal), Arc::clone(&opened), opened.len() + 64);
-        Ok(opened)
+            })?;
+            let weight = opened.len() + 64;
+            Ok((Arc::new(opened), weight))
+        })
     }
 
     /// Checks the bytes of a chunk against its id, in whichever domain it was cut.

@@ -25,6 +25,8 @@ const TAIL_BYTES: u64 = 64 << 10;
 const DIRECTORIES_BYTES: usize = 48 << 20;
 const FOOTERS_BYTES: usize = 16 << 20;
 const SEGMENTS_BYTES: usize = 32 << 20;
+/// Nobody moves a segment away under a reader more often in a row.
+const MOVES_MAX: usize = 100;
 
 /// An opened segment, shared by whoever reads from it.
 pub(crate) type Opened = Arc<Vec<u8>>;
@@ -70,8 +72,8 @@ impl Fetch {
         &self.shared
     }
 
-    /// Tries every place where `wanted` of the group may lie. When all fail because bytes are absent, the log is
-    /// read again once: the collector may have moved them.
+    /// Tries every place where `wanted` of the group may lie. When all fail, the log is read again: the collector may
+    /// have moved them. As long as it goes on, so do we.
     fn try_places<T>(
         &self,
         group: &GroupId,
@@ -79,15 +81,12 @@ impl Fetch {
         attempt: &dyn Fn(&PackId) -> Result<T>,
     ) -> Result<T> {
         let mut failed = None;
-        for round in 0..2 {
-            let places: Vec<_> = self
-                .shared
-                .state()
-                .locations(group)
-                .into_iter()
-                .filter(|place| wanted(place))
-                .cloned()
-                .collect();
+        for _moved in 0..MOVES_MAX {
+            let state = self.shared.state();
+            let head = state.next_sequence();
+            let places: Vec<_> =
+                state.locations(group).into_iter().filter(|place| wanted(place)).cloned().collect();
+            drop(state);
             for place in places {
                 match attempt(&place.pack) {
                     Ok(found) => return Ok(found),
@@ -97,7 +96,9 @@ impl Fetch {
                     Err(error) => return Err(error),
                 }
             }
-            if round == 0 && !self.shared.refresh()? && failed.is_some() {
+            self.shared.refresh()?;
+            // Another thread may have read what is new.
+            if self.shared.state().next_sequence() == head {
                 break;
             }
         }

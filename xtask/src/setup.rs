@@ -25,7 +25,8 @@ const TESTS: &[Package] = &[
     ("btrfs-progs", "mkfs.btrfs and btrfs, to take snapshots of a file system of the tests' own"),
     ("diffutils", "diff, the demo's judge of what was restored"),
     ("e2fsprogs", "mkfs.ext4, for small disks that fill up and lose power"),
-    ("mount", "mount, for the same"),
+    ("lvm2", "vgcreate and lvcreate, for snapshots of logical volumes where the kernel has them"),
+    ("mount", "mount, for all of these"),
 ];
 
 const BENCH: &[Package] = &[

@@ -23,8 +23,6 @@ pub mod keys;
 mod log;
 mod memory;
 mod names;
-#[doc(hidden)]
-pub mod planted;
 mod points;
 mod ranges;
 mod read;

@@ -116,6 +116,13 @@ impl Repository {
         Ok(this)
     }
 
+    /// The id of the repository in a store, without any key.
+    ///
+    /// Errors: [`Code::NoRepository`].
+    pub fn identify(store: &dyn BlobStore) -> Result<FamilyId> {
+        Config::load(store).map(|config| config.family)
+    }
+
     /// Errors: [`Code::NoRepository`], [`Code::WrongKey`] when nothing opens with `unlock`, [`Code::Integrity`]
     /// when the store was rolled back.
     pub fn open(store: Arc<dyn BlobStore>, unlock: &Unlock<'_>, options: &Options) -> Result<Self> {

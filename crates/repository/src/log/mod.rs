@@ -52,7 +52,6 @@ impl Log {
     fn find(&self, sequence: u64, state: &State) -> Result<Found> {
         let name = names::log_record(sequence);
         let mut found = Found::Absent;
-        let mut too_new = None;
         for name in [&name, &names::copy_of(&name)] {
             let bytes = match self.store.get_whole(name, record::RECORD_BYTES_MAX) {
                 Ok(bytes) => bytes,
@@ -67,12 +66,11 @@ impl Log {
                 state.signer_of(&self.root, writer, change)
             }) {
                 Ok(record) => return Ok(Found::Record(Box::new(record), *blake3::hash(&bytes).as_bytes())),
-                // Rot can look like that, so the copy is asked first.
-                Err(error) if error.code() == Code::TooNew => too_new = Some(error),
+                Err(error) if error.code() == Code::TooNew => return Err(error),
                 Err(_void) => found = Found::Void,
             }
         }
-        too_new.map_or(Ok(found), Err)
+        Ok(found)
     }
 
     /// Appends the change that `decide` makes of the newest state, and applies it. `decide` is asked again

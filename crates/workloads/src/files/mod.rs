@@ -7,8 +7,6 @@ mod owners;
 mod xattr;
 
 mod hooks;
-mod lvm;
-mod mounts;
 mod reader;
 mod roots;
 mod scope;

@@ -33,7 +33,7 @@ pub(super) struct Roots {
 
 impl Roots {
     /// Errors: [`Code::Usage`] for a path that is not absolute, [`Code::NotFound`] for one that leads nowhere.
-    pub(super) fn resolve(paths: &[PathBuf], top: &Arc<Dir>) -> Result<Self> {
+    pub(super) fn resolve(paths: &[PathBuf], keep_links: bool, top: &Arc<Dir>) -> Result<Self> {
         if paths.is_empty() {
             return Err(Error::new(Code::Usage, "there is nothing to protect").hint("name at least one path"));
         }
@@ -44,7 +44,7 @@ impl Roots {
                 return Err(Error::new(Code::Usage, what));
             }
             roots
-                .add(path, top)
+                .add(path, keep_links, top)
                 .map_err(|error| error.during(format!("cannot protect {}", path.display())))?;
         }
         Ok(roots)
@@ -85,7 +85,7 @@ impl Roots {
 
     /// Follows `path` one name at a time. Links on the way become places of their own: the point then holds the
     /// link and the real directory, and a restore in place needs to go through neither.
-    fn add(&mut self, path: &Path, top: &Arc<Dir>) -> Result<()> {
+    fn add(&mut self, path: &Path, keep_links: bool, top: &Arc<Dir>) -> Result<()> {
         let mut ahead: VecDeque<Vec<u8>> = names(path.as_os_str().as_bytes()).collect();
         let mut dirs = vec![Arc::clone(top)];
         let mut real: Vec<Vec<u8>> = Vec::new();
@@ -99,7 +99,11 @@ impl Roots {
             let dir = dirs.last().unwrap_or(top);
             let step = step(dir, &name, !ahead.is_empty())?;
             real.push(name);
+            let alone = keep_links && ahead.is_empty();
             if let Step::Link(target) = step {
+                if alone {
+                    break;
+                }
                 links += 1;
                 if links > LINKS_MAX {
                     return Err(Error::new(Code::Io, "there are too many symbolic links on the way"));

@@ -33,6 +33,8 @@ pub struct FilesRequest {
     /// Absolute paths. Each appears in the point without its leading `/`, below its ancestors; a root that is
     /// reached through symbolic links appears under its real path, beside the links.
     pub roots: Vec<PathBuf>,
+    /// A root that is itself a symbolic link stands for the link alone.
+    pub keep_links: bool,
     /// Patterns as in a `.gitignore`, relative to the root that a path lies in.
     pub exclude: Vec<String>,
     /// Files with such patterns, one a line.
@@ -51,6 +53,7 @@ pub struct FilesRequest {
 
 /// Reads file trees. Yields what it cannot read as [`Next::Skipped`].
 pub struct FilesSource {
+    scan: Scan,
     stack: Vec<Frame>,
     /// The path of the directory on top of the stack, relative to `/`.
     path: Vec<u8>,
@@ -58,8 +61,6 @@ pub struct FilesSource {
     began: Time,
     consistency: Consistency,
     quiesced: Option<Quiesced>,
-    /// Last, so that nothing in a snapshot is open any more when it is deleted.
-    scan: Scan,
 }
 
 /// What stays the same during a walk, and what is used over and over.
@@ -136,7 +137,7 @@ impl FilesSource {
             None => (None, None),
         };
         let began = clock.now();
-        let roots = Roots::resolve(&request.roots, &top)?;
+        let roots = Roots::resolve(&request.roots, request.keep_links, &top)?;
         let scan = Scan {
             scope: Scope::new(exclude, exclude_files, never, *skip_caches, *one_file_system)?,
             snapshots: Snapshots::take(&roots.paths(), request.snapshots)?,

@@ -3,7 +3,6 @@
 #![cfg(test)]
 
 mod confinement;
-mod conformance;
 mod hooks;
 mod modes;
 mod round_trip;

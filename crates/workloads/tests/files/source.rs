@@ -127,6 +127,8 @@ fn links_on_the_way_to_a_root_are_kept_beside_the_real_tree() {
         paths,
         ["documents", "home", "real", "real/home", "real/home/documents", "real/home/documents/letter"]
     );
+    let alone = FilesRequest { keep_links: true, ..request(&root.join("documents")) };
+    assert_eq!(below(&root, alone), ["documents"]);
     symlink("round", root.join("round")).unwrap();
     FilesSource::new(request(&root.join("round/x")), clock()).err().unwrap();
 }
@@ -260,21 +262,4 @@ fn a_directory_with_very_many_names_is_walked_in_order() {
         last = Some(item.path);
     }
     assert_eq!(seen, count);
-}
-
-#[test]
-fn the_root_directory_is_a_root_like_any_other() {
-    let mut source =
-        FilesSource::new(FilesRequest { one_file_system: true, ..request(Path::new("/")) }, clock()).unwrap();
-    let mut items = Vec::new();
-    while items.len() < 500 {
-        match source.next().unwrap() {
-            Next::Item(item) => items.push(item),
-            Next::Skipped(_) => {}
-            Next::End => break,
-        }
-    }
-    assert!(items[0].path.is_root() && items[0].metadata.kind == Kind::Directory);
-    assert!(items.is_sorted_by(|left, right| left.path < right.path));
-    assert!(items.iter().any(|item| item.path.components().count() > 1));
 }

@@ -6,7 +6,7 @@ use mainstay_core::{Event, Next, Progress, Result, Source, Target};
 /// of this function; nothing else moves recovery data.
 ///
 /// When it returns an error, dropping the two ends has undone what they staged: the source keeps its position,
-/// the target its former state.
+/// the target its former state. Only an error of releasing the source, which says so, leaves the target as it is then.
 pub fn copy<S: Source + ?Sized, T: Target + ?Sized>(
     mut source: Box<S>,
     mut target: Box<T>,
@@ -29,7 +29,9 @@ pub fn copy<S: Source + ?Sized, T: Target + ?Sized>(
     let captured = source.seal()?;
     progress.check()?;
     let (receipt, done) = target.finish(&captured)?;
-    source.commit(&receipt)?;
+    source
+        .commit(&receipt)
+        .map_err(|error| error.during("everything is stored, but the source could not be released"))?;
     Ok(done)
 }
 

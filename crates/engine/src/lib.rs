@@ -1,9 +1,14 @@
 //! The verbs: what Mainstay does with a repository and a workload. Nothing here prints.
 
 pub mod address;
+pub mod backup;
 pub mod copy;
+pub mod find;
+pub mod restore;
 pub mod retention;
+pub mod status;
 pub mod undo;
+pub mod verify;
 pub mod workload;
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ pub fn plan_expire<'a>(
 
 /// The points whose time contradicts the order of the log, with the words for it.
 ///
-/// What counts is when a point says it was finished, for that is when it entered the log. The longest run of
+/// What counts is when a point says it was committed, for that is when it entered the log. The longest run of
 /// points whose times agree with the log is believed, so that one wild clock is the exception and not everything
 /// that follows it; a point beside that run is doubtful when it is out of place by more than clocks differ.
 fn anomalies(points: &[PointInfo], zone: &TimeZone) -> BTreeMap<PointId, String> {
@@ -174,13 +174,13 @@ fn anomalies(points: &[PointInfo], zone: &TimeZone) -> BTreeMap<PointId, String>
     for (index, point) in points.iter().enumerate() {
         let after = believed.range(index..).next().and_then(|next| points.get(*next));
         let before = believed.range(..=index).next_back().and_then(|last| points.get(*last));
-        let too_early = before.is_some_and(|before| before.finished > point.finished.plus(CLOCKS_DIFFER));
-        let too_late = after.is_some_and(|after| point.finished > after.finished.plus(CLOCKS_DIFFER));
-        let impossible = point.moment > point.finished.plus(CLOCKS_DIFFER);
+        let too_early = before.is_some_and(|before| before.committed > point.committed.plus(CLOCKS_DIFFER));
+        let too_late = after.is_some_and(|after| point.committed > after.committed.plus(CLOCKS_DIFFER));
+        let impossible = point.moment > point.committed.plus(CLOCKS_DIFFER);
         let order = match (too_early, too_late) {
             (true, _) => "an earlier time than points before it",
             (_, true) => "a later time than points after it",
-            _ if impossible => "a moment after its own end",
+            _ if impossible => "a moment after its own commit",
             _ => continue,
         };
         doubtful.insert(point.id, format!("it says {}, {order}", show_time(point.moment, zone)));
@@ -188,14 +188,14 @@ fn anomalies(points: &[PointInfo], zone: &TimeZone) -> BTreeMap<PointId, String>
     doubtful
 }
 
-/// The indices of a longest run of points that were finished in the order of the log: the patience method.
+/// The indices of a longest run of points whose commits claim times in the order of the log: the patience method.
 fn longest_run(points: &[PointInfo]) -> BTreeSet<usize> {
     // The last index of the run of each length that ends earliest, and the predecessor of each point.
     let mut ends: Vec<usize> = Vec::new();
     let mut before: Vec<Option<usize>> = Vec::with_capacity(points.len());
-    let finished = |index: &usize| points.get(*index).map(|point| point.finished);
+    let committed = |index: &usize| points.get(*index).map(|point| point.committed);
     for (index, point) in points.iter().enumerate() {
-        let length = ends.partition_point(|end| finished(end) <= Some(point.finished));
+        let length = ends.partition_point(|end| committed(end) <= Some(point.committed));
         before.push(length.checked_sub(1).and_then(|shorter| ends.get(shorter).copied()));
         match ends.get_mut(length) {
             Some(end) => *end = index,

@@ -47,6 +47,7 @@ pub(crate) fn point_at(number: u32, name: &str, moment: Time) -> PointInfo {
         proven: None,
         writer: WriterId::default(),
         log_sequence: 0,
+        committed: moment,
         readable: true,
     }
 }

@@ -84,7 +84,7 @@ fn one_wild_clock_costs_nobody_a_point_and_stays_itself() {
     ]);
     assert_eq!(kept(&points, &one, &TimeZone::UTC), [2, 4, 5]);
     points[4].started = time("2026-01-03T00:00:00Z");
-    points[4].finished = time("2025-01-01T00:00:00Z");
+    points[4].committed = time("2025-01-01T00:00:00Z");
     let plan = plan_expire(&points, &one, &TimeZone::UTC, time("2030-01-01")).unwrap();
     assert!(plan.verdicts[4].why.iter().any(|why| matches!(why, Why::Anomaly(_))), "{:?}", plan.verdicts[4]);
 }

@@ -1,0 +1,166 @@
+//! Looking for a name in all points: each state of each item once, with the points between which it stayed so.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use globset::{GlobBuilder, GlobMatcher};
+use mainstay_core::{Code, Error, ItemPath, Progress, Result, WorkloadId};
+use mainstay_repository::{ChangeKind, Entry, PointInfo, PointReader, Repository, diff};
+
+use crate::undo::UNDO;
+
+/// What to look for.
+pub struct Pattern {
+    glob: GlobMatcher,
+    whole_path: bool,
+}
+
+impl Pattern {
+    /// A name, or a pattern of `*`, `?`, `[…]` and `**`. With a `/` in it, it stands for the whole path when it
+    /// begins with one, else for the end of the path.
+    ///
+    /// Errors: [`Code::Usage`].
+    pub fn new(text: &OsStr, ignore_case: bool) -> Result<Self> {
+        let usage =
+            |what: &str| Error::new(Code::Usage, format!("cannot look for {}: {what}", text.display()));
+        let pattern = text.to_str().ok_or_else(|| usage("a pattern must be UTF-8"))?;
+        let whole_path = pattern.contains('/');
+        let anchored = match pattern.strip_prefix('/') {
+            Some(rest) => rest.to_owned(),
+            None if whole_path => format!("**/{pattern}"),
+            None => pattern.to_owned(),
+        };
+        let glob = GlobBuilder::new(&anchored).literal_separator(true).case_insensitive(ignore_case).build();
+        let glob = glob.map_err(|error| usage("the pattern makes no sense").because(error))?;
+        Ok(Self { glob: glob.compile_matcher(), whole_path })
+    }
+
+    pub fn matches(&self, path: &ItemPath) -> bool {
+        let bytes = if self.whole_path { path.as_bytes() } else { path.name() };
+        !path.is_root() && self.glob.is_match(OsStr::from_bytes(bytes))
+    }
+}
+
+/// One state of one item, and the points in which it is so.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub entry: Entry,
+    pub newest: PointInfo,
+    pub oldest: PointInfo,
+    pub points: u64,
+}
+
+/// Calls `each` for every state of every matching item, newest first within a workload. Points that cannot be
+/// read with the present key are passed over.
+pub fn find(
+    repository: &Repository,
+    points: &[PointInfo],
+    pattern: &Pattern,
+    progress: &dyn Progress,
+    each: &mut dyn FnMut(Found) -> Result<()>,
+) -> Result<()> {
+    let mut workloads: Vec<WorkloadId> = Vec::new();
+    let readable = |point: &&PointInfo| point.readable && point.workload.kind.0 != UNDO;
+    for point in points.iter().rev().filter(readable) {
+        if !workloads.contains(&point.workload.id) {
+            workloads.push(point.workload.id);
+        }
+    }
+    for workload in workloads {
+        let own = points.iter().rev().filter(readable).filter(|point| point.workload.id == workload);
+        find_in(repository, own, pattern, progress, each)?;
+    }
+    Ok(())
+}
+
+/// A state that may go on in the next older point.
+struct Run {
+    entry: Entry,
+    newest: usize,
+}
+
+/// Walks the newest point, and goes from each point to the one before it by what differs between them.
+fn find_in<'a>(
+    repository: &Repository,
+    newest_first: impl Iterator<Item = &'a PointInfo>,
+    pattern: &Pattern,
+    progress: &dyn Progress,
+    each: &mut dyn FnMut(Found) -> Result<()>,
+) -> Result<()> {
+    let points: Vec<&PointInfo> = newest_first.collect();
+    let mut runs: BTreeMap<ItemPath, Run> = BTreeMap::new();
+    let mut newer: Option<PointReader> = None;
+    for (index, point) in points.iter().enumerate() {
+        progress.check()?;
+        let reader = repository.read(&point.id)?;
+        let Some(newer) = newer.replace(reader.clone()) else {
+            for entry in reader.walk(&ItemPath::root())? {
+                let entry = entry?;
+                if pattern.matches(&entry.path) {
+                    runs.insert(entry.path.clone(), Run { entry, newest: index });
+                }
+            }
+            continue;
+        };
+        for change in diff(&reader, &newer, &ItemPath::root())? {
+            let change = change?;
+            // A stamp that moved without anything a person sees is no new state.
+            if !pattern.matches(&change.path) || change.kind == ChangeKind::Metadata && looks_same(&change) {
+                continue;
+            }
+            if let Some(run) = runs.remove(&change.path) {
+                each(ended(&points, run, index - 1)?)?;
+            }
+            if let Some(entry) = change.old {
+                runs.insert(change.path, Run { entry, newest: index });
+            }
+        }
+    }
+    let last = points.len().saturating_sub(1);
+    runs.into_values().try_for_each(|run| each(ended(&points, run, last)?))
+}
+
+fn looks_same(change: &mainstay_repository::Change) -> bool {
+    let (Some(old), Some(new)) = (&change.old, &change.new) else { return false };
+    old.metadata == new.metadata
+}
+
+fn ended(points: &[&PointInfo], run: Run, oldest: usize) -> Result<Found> {
+    let info = |index: usize| {
+        let point = points.get(index).map(|point| (*point).clone());
+        point.ok_or_else(|| Error::bug("a state begins or ends at no point"))
+    };
+    let count = u64::try_from(oldest + 1 - run.newest).unwrap_or(u64::MAX);
+    Ok(Found { entry: run.entry, newest: info(run.newest)?, oldest: info(oldest)?, points: count })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use mainstay_core::ItemPath;
+
+    use super::Pattern;
+
+    #[test]
+    fn names_ends_of_paths_and_whole_paths_match() {
+        for (pattern, path, expected) in [
+            ("hosts", "etc/hosts", true),
+            ("hosts", "etc/hosts.allow", false),
+            ("*.conf", "etc/nginx/nginx.conf", true),
+            ("nginx/*.conf", "etc/nginx/nginx.conf", true),
+            ("nginx/*.conf", "etc/nginx/conf.d/a.conf", false),
+            ("/nginx/*.conf", "etc/nginx/nginx.conf", false),
+            ("/etc/**/*.conf", "etc/nginx/conf.d/a.conf", true),
+            ("/home/*/.ssh", "home/ann/.ssh", true),
+            ("HOSTS", "etc/hosts", false),
+        ] {
+            let matches = Pattern::new(OsStr::new(pattern), false).unwrap();
+            assert_eq!(matches.matches(&ItemPath::new(path).unwrap()), expected, "{pattern} {path}");
+        }
+        let any_case = Pattern::new(OsStr::new("HOSTS"), true).unwrap();
+        assert!(any_case.matches(&ItemPath::new("etc/hosts").unwrap()));
+        assert!(Pattern::new(OsStr::new("[a"), false).is_err());
+    }
+}

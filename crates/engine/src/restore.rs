@@ -1,0 +1,395 @@
+//! Putting items of a recovery point back: plan, look at the plan, carry it out, take it back.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mainstay_core::{
+    Captured, Clock, Code, Counts, Error, Event, ItemPath, Kind, Metadata, Next, Phase, PointId, Progress,
+    Receipt, Result, Skip, SkipReason, Source,
+};
+use mainstay_repository::{PointInfo, PointReader, PointSource, Repository};
+use mainstay_workloads::files::{
+    self, Action, Change, Changes, FilesPlan, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules,
+    Restored,
+};
+
+use crate::copy::copy;
+use crate::undo;
+
+/// Where items go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placing {
+    /// Where they were.
+    Original,
+    /// Below a directory, under their full paths.
+    Below(PathBuf),
+    /// What is in the one selected directory, or the one selected file, directly in a directory.
+    Stripped(PathBuf),
+}
+
+/// What to restore, where to, and what may happen to that which is there.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// Everything when empty.
+    pub selection: Vec<ItemPath>,
+    pub placing: Placing,
+    pub mode: RestoreMode,
+    pub owners: OwnerRule,
+}
+
+/// What a restore would do. Made by [`plan_restore`] and [`undo::plan_undo`], carried out by [`restore`].
+#[derive(Clone)]
+pub struct RestorePlan {
+    pub point: PointInfo,
+    /// The directory that all paths of the plan lie below.
+    pub root: PathBuf,
+    /// What happens, in the order of the paths; paths that stay as they are only in the totals.
+    pub changes: Vec<Change>,
+    pub totals: Changes,
+    /// Content bytes to write.
+    pub bytes: u64,
+    pub(crate) mode: RestoreMode,
+    pub(crate) owners: OwnerRule,
+    pub(crate) view: View,
+    pub(crate) rules: RestoreRules,
+    /// Deleted before anything is written.
+    pub(crate) removals: Vec<ItemPath>,
+}
+
+/// What [`restore`] did.
+#[derive(Debug)]
+pub struct Outcome {
+    pub restored: Restored,
+    /// Takes it back.
+    pub undo_point: Option<PointId>,
+}
+
+/// Which items of a point are meant, and under which paths.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) selection: Vec<ItemPath>,
+    /// What is taken off the front of every path.
+    pub(crate) strip: ItemPath,
+    /// The top of the target is a place of its own, whose owner and mode are not the point's to change.
+    pub(crate) keep_top: bool,
+}
+
+impl RestorePlan {
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Whether a way back is worth a point: something changes in a place that was there before.
+    pub fn wants_undo(&self) -> bool {
+        self.mode != RestoreMode::New && !self.is_empty()
+    }
+
+    /// Whether anything that exists is overwritten, altered or deleted.
+    pub fn touches_existing(&self) -> bool {
+        self.changes.iter().any(|change| change.action != Action::Create)
+    }
+}
+
+/// Compares the selected items with what is there.
+///
+/// Errors: [`Code::NotFound`] for a selected path that the point does not have, [`Code::AlreadyExists`] when
+/// [`RestoreMode::New`] finds something in the directory.
+pub fn plan_restore(reader: &PointReader, request: &RestoreRequest) -> Result<RestorePlan> {
+    let RestoreRequest { selection, placing, mode, owners } = request;
+    selection.iter().try_for_each(|path| check_selected(reader, path))?;
+    let root = match placing {
+        Placing::Original => PathBuf::from("/"),
+        Placing::Below(directory) | Placing::Stripped(directory) => real(directory),
+    };
+    if *mode == RestoreMode::New && !is_empty(&root)? {
+        let what = format!("{} is not empty", root.display());
+        return Err(Error::new(Code::AlreadyExists, what).hint(
+            "choose another directory, or say what may happen to what is there: --mode add, overwrite or mirror; \
+             a restore that was stopped goes on with --mode overwrite",
+        ));
+    }
+    let strip =
+        if matches!(placing, Placing::Stripped(_)) { front(reader, selection)? } else { ItemPath::root() };
+    let keep_top = !matches!(placing, Placing::Stripped(_));
+    let selection = if selection.is_empty() { roots(reader)? } else { selection.clone() };
+    let view = View { selection, strip, keep_top };
+    let lost = if *mode == RestoreMode::Mirror { reader.skips()? } else { Vec::new() };
+    let rules = RestoreRules {
+        mode: *mode,
+        selected: view.selection.iter().filter_map(|path| view.place(path)).collect(),
+        keep: lost
+            .iter()
+            .filter(|skip| skip.reason.is_loss())
+            .filter_map(|skip| view.place(&skip.path))
+            .collect(),
+    };
+    let (mode, owners) = (*mode, *owners);
+    let plan = RestorePlan {
+        point: reader.info().clone(),
+        root,
+        changes: Vec::new(),
+        totals: Changes::default(),
+        bytes: 0,
+        mode,
+        owners,
+        view,
+        rules,
+        removals: Vec::new(),
+    };
+    plan.compare(reader)
+}
+
+impl RestorePlan {
+    /// Fills in the changes.
+    pub(crate) fn compare(mut self, reader: &PointReader) -> Result<Self> {
+        let mut place = Place::open(&self.root, self.owners)?;
+        let mut source = Placed::new(reader, &self)?;
+        let items = std::iter::from_fn(|| source.next_metadata().transpose());
+        let mut changes = Vec::new();
+        for path in &self.removals {
+            if files::Existing::look(&mut place, path)?.is_some() {
+                changes.push(Change { path: path.clone(), action: Action::Delete, bytes: 0 });
+            }
+        }
+        changes.extend(files::diff(&mut place, items, &self.rules)?);
+        for change in &changes {
+            let total = match change.action {
+                Action::Create => &mut self.totals.created,
+                Action::Replace => &mut self.totals.replaced,
+                Action::Metadata => &mut self.totals.metadata,
+                Action::Delete => &mut self.totals.deleted,
+                Action::Same => &mut self.totals.same,
+            };
+            *total += 1;
+            self.bytes += change.bytes;
+        }
+        changes.retain(|change| change.action != Action::Same);
+        self.changes = changes;
+        Ok(self)
+    }
+}
+
+/// Carries a plan out. When `host` is given, an undo point is taken before anything existing is touched.
+///
+/// Items that cannot be restored are skipped and listed; damaged ones are counted. Errors: those that would meet
+/// every item.
+pub fn restore(
+    repository: &Repository,
+    reader: &PointReader,
+    plan: &RestorePlan,
+    host: Option<&str>,
+    clock: &Arc<dyn Clock>,
+    progress: &Arc<dyn Progress>,
+) -> Result<Outcome> {
+    let undo_point = match host.filter(|_| plan.wants_undo()) {
+        Some(host) => {
+            let taken = undo::take(repository, plan, host, clock, progress);
+            let hint = "nothing was restored; --no-undo restores without a way back";
+            Some(taken.map_err(|error| error.during("cannot take the undo point").hint(hint))?)
+        }
+        None => None,
+    };
+    progress.event(&Event::Phase(Phase::Copying));
+    let items = plan.totals.created + plan.totals.replaced + plan.totals.metadata + plan.totals.same;
+    progress.event(&Event::Expect { items, bytes: reader_bytes(plan), complete: true });
+    let unremoved = remove(plan, progress.as_ref())?;
+    let mut source = Placed::new(reader, plan)?;
+    source.progress = Some(Arc::clone(progress));
+    let target = FilesTarget::new(FilesPlan {
+        root: plan.root.clone(),
+        rules: plan.rules.clone(),
+        owners: plan.owners,
+        writers: None,
+    })?;
+    let mut restored = copy(Box::new(source), Box::new(target), progress.as_ref())?;
+    restored.changes.deleted += u64::try_from(plan.removals.len() - unremoved.len()).unwrap_or_default();
+    restored.counts.skipped += u64::try_from(unremoved.len()).unwrap_or_default();
+    restored.skips.extend(unremoved);
+    Ok(Outcome { restored, undo_point })
+}
+
+/// Content bytes of all items, those that stay as they are included: what the source yields.
+fn reader_bytes(plan: &RestorePlan) -> u64 {
+    if plan.totals.same == 0 { plan.bytes } else { plan.bytes.max(plan.point.counts.bytes) }
+}
+
+fn remove(plan: &RestorePlan, progress: &dyn Progress) -> Result<Vec<Skip>> {
+    let mut place = Place::open(&plan.root, plan.owners)?;
+    let mut failed = Vec::new();
+    for path in &plan.removals {
+        progress.check()?;
+        if let Err(error) = place.remove(path) {
+            let detail = error.chain().join(": ");
+            failed.push(Skip { path: path.clone(), reason: SkipReason::Unwritable, detail });
+        }
+    }
+    Ok(failed)
+}
+
+fn check_selected(reader: &PointReader, path: &ItemPath) -> Result<()> {
+    if path.is_root() || reader.lookup(path)?.is_some() {
+        return Ok(());
+    }
+    let point = reader.info();
+    let what = format!("/{path} is not in point {} of {}", point.id, point.workload.name);
+    let name = String::from_utf8_lossy(path.name()).into_owned();
+    Err(Error::new(Code::NotFound, what).hint(format!("look for it in all points: mainstay find {name:?}")))
+}
+
+/// What [`Placing::Stripped`] takes off: the selected directory, or the directory of the selected file.
+fn front(reader: &PointReader, selection: &[ItemPath]) -> Result<ItemPath> {
+    let [path] = selection else {
+        let what = "the contents of one path can be placed directly in a directory, not of several";
+        return Err(Error::new(Code::Usage, what).hint("name exactly one PATH with --strip"));
+    };
+    let is_directory =
+        path.is_root() || reader.lookup(path)?.is_some_and(|entry| entry.metadata.kind == Kind::Directory);
+    Ok(if is_directory { path.clone() } else { path.parent().unwrap_or_default() })
+}
+
+/// What the point was asked to protect, where its items show it; the whole point when they do not.
+fn roots(reader: &PointReader) -> Result<Vec<ItemPath>> {
+    let mut found = Vec::new();
+    for root in &reader.info().roots {
+        match ItemPath::new(root.trim_matches('/')) {
+            Ok(path) if !path.is_root() && reader.lookup(&path)?.is_some() => found.push(path),
+            _ => return Ok(vec![ItemPath::root()]),
+        }
+    }
+    Ok(if found.is_empty() { vec![ItemPath::root()] } else { found })
+}
+
+/// The directory without symbolic links on the way, as far as it exists.
+fn real(directory: &Path) -> PathBuf {
+    std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned())
+}
+
+fn is_empty(directory: &Path) -> Result<bool> {
+    match std::fs::read_dir(directory) {
+        Ok(mut names) => Ok(names.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(Error::io(format!("cannot look into {}", directory.display()), error)),
+    }
+}
+
+impl View {
+    /// The path below the target's root; `None` for what is above all that is placed.
+    pub(crate) fn place(&self, path: &ItemPath) -> Option<ItemPath> {
+        if !path.is_within(&self.strip) {
+            return None;
+        }
+        let skip = self.strip.as_bytes().len();
+        let rest = path.as_bytes().get(skip..).unwrap_or_default();
+        ItemPath::new(rest.strip_prefix(b"/").unwrap_or(rest)).ok()
+    }
+
+    /// Whether `path` was not asked for itself, only something below it.
+    fn is_on_the_way(&self, path: &ItemPath) -> bool {
+        !self.selection.iter().any(|selected| path.is_within(selected))
+    }
+}
+
+/// The selected items of a point under the paths they get. Directories on the way to them are left alone where they
+/// exist.
+struct Placed {
+    inner: PointSource,
+    view: View,
+    root: PathBuf,
+    /// The directories on the way, with what has been found out about them.
+    on_the_way: BTreeSet<ItemPath>,
+    progress: Option<Arc<dyn Progress>>,
+    done: Counts,
+}
+
+impl Placed {
+    fn new(reader: &PointReader, plan: &RestorePlan) -> Result<Self> {
+        // A point that holds nothing of the selection itself (an undo that only removes) yields nothing.
+        let inner = reader.source(plan.view.selection.clone())?;
+        let mut on_the_way = BTreeSet::new();
+        for selected in &plan.view.selection {
+            let above = std::iter::successors(selected.parent(), ItemPath::parent);
+            on_the_way.extend(above.filter(|path| plan.view.is_on_the_way(path)));
+        }
+        let (view, root) = (plan.view.clone(), plan.root.clone());
+        Ok(Self { inner, view, root, on_the_way, progress: None, done: Counts::default() })
+    }
+
+    fn next_metadata(&mut self) -> Result<Option<(ItemPath, Metadata)>> {
+        loop {
+            match self.next()? {
+                Next::Item(item) => return Ok(Some((item.path, item.metadata))),
+                Next::Skipped(_) => {}
+                Next::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Whether the item at `path`, to be placed at `placed`, is left alone.
+    fn stays(&self, path: &ItemPath, placed: &ItemPath) -> bool {
+        if placed.is_root() {
+            return self.view.keep_top;
+        }
+        let there =
+            || std::fs::symlink_metadata(self.root.join(OsStr::from_bytes(placed.as_bytes()))).is_ok();
+        self.on_the_way.contains(path) && there()
+    }
+}
+
+impl Source for Placed {
+    fn next(&mut self) -> Result<Next> {
+        if self.view.selection.is_empty() {
+            return Ok(Next::End);
+        }
+        loop {
+            let mut item = match self.inner.next()? {
+                Next::Item(item) => item,
+                other => return Ok(other),
+            };
+            let Some(placed) = self.view.place(&item.path) else { continue };
+            if self.stays(&item.path, &placed) {
+                continue;
+            }
+            item.path = placed;
+            self.done.items += 1;
+            self.done.bytes += item.metadata.size;
+            if let Some(progress) = &self.progress {
+                progress.event(&Event::Done(self.done));
+            }
+            return Ok(Next::Item(item));
+        }
+    }
+
+    fn seal(&mut self) -> Result<Captured> {
+        self.inner.seal()
+    }
+
+    fn commit(self: Box<Self>, receipt: &Receipt) -> Result<()> {
+        Box::new(self.inner).commit(receipt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_core::ItemPath;
+
+    use super::View;
+
+    fn path(text: &str) -> ItemPath {
+        ItemPath::new(text).unwrap()
+    }
+
+    #[test]
+    fn paths_lose_their_front_and_what_is_above_it_has_no_place() {
+        let view = View { selection: vec![path("etc/nginx")], strip: path("etc/nginx"), keep_top: false };
+        assert_eq!(view.place(&path("etc/nginx/a/b")), Some(path("a/b")));
+        assert_eq!(view.place(&path("etc/nginx")), Some(ItemPath::root()));
+        assert_eq!(view.place(&path("etc")), None);
+        assert_eq!(view.place(&path("etc/nginx-old")), None);
+        assert!(view.is_on_the_way(&path("etc")) && !view.is_on_the_way(&path("etc/nginx/a")));
+        let whole = View { selection: vec![ItemPath::root()], strip: ItemPath::root(), keep_top: true };
+        assert_eq!(whole.place(&path("etc")), Some(path("etc")));
+    }
+}

@@ -1,0 +1,70 @@
+//! The world as a run sees it: its clock, environment, terminal and streams. Tests hand in a scripted one.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::tz::TimeZone;
+use mainstay_core::{Clock, Result};
+use zeroize::Zeroizing;
+
+/// All that a run may touch beside the file system and child processes.
+pub struct Doors {
+    pub clock: Arc<dyn Clock>,
+    /// This machine's time zone.
+    pub zone: TimeZone,
+    pub environment: Environment,
+    pub host: String,
+    /// The effective user is root.
+    pub superuser: bool,
+    pub directory: PathBuf,
+    /// Data.
+    pub out: Box<dyn Write + Send>,
+    /// Talk.
+    pub err: Box<dyn Write + Send>,
+    pub terminal: Terminal,
+    pub person: Box<dyn Person>,
+    pub cancel: Cancel,
+}
+
+/// The variables that count, read once.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    pub repository: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
+    pub passphrase_command: Option<String>,
+    pub no_color: bool,
+    pub home: Option<PathBuf>,
+    pub xdg_data: Option<PathBuf>,
+    pub xdg_config: Option<PathBuf>,
+    pub xdg_state: Option<PathBuf>,
+}
+
+/// Which streams a person sits at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terminal {
+    pub input: bool,
+    pub output: bool,
+    pub errors: bool,
+}
+
+/// Whoever sits at the terminal.
+pub trait Person: Send {
+    /// Asks for a secret without showing it.
+    fn secret(&mut self, question: &str) -> Result<Zeroizing<String>>;
+
+    /// Asks for a line.
+    fn line(&mut self, question: &str) -> Result<String>;
+}
+
+/// Set from outside, by a signal, and polled by everything that takes long.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(pub Arc<AtomicBool>);
+
+impl Cancel {
+    pub fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

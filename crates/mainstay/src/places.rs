@@ -1,0 +1,88 @@
+//! Where things are when nobody says: the default repository, key files, and what is remembered between runs.
+
+use std::path::{Path, PathBuf};
+
+use mainstay_core::{Code, Error, Result};
+use mainstay_repository::FamilyId;
+
+use crate::args::Global;
+use crate::doors::Doors;
+
+/// The places of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// As `store::open` takes it.
+    pub repository: String,
+    /// The person chose it; otherwise it is the default one.
+    pub chosen: bool,
+    /// Holds one key file for each repository.
+    pub keys: PathBuf,
+    /// Private to this user.
+    pub state: PathBuf,
+}
+
+impl Places {
+    /// Errors: [`Code::Usage`] when the environment does not tell where to put things.
+    pub(crate) fn find(global: &Global, doors: &Doors) -> Result<Self> {
+        let environment = &doors.environment;
+        let below_home = |path: &str| environment.home.as_ref().map(|home| home.join(path));
+        let (data, keys, state) = if doors.superuser {
+            (Some("/var/lib/mainstay".into()), Some("/etc/mainstay".into()), Some("/var/lib/mainstay".into()))
+        } else {
+            let own = |chosen: &Option<PathBuf>, usual: &str| {
+                chosen.clone().or_else(|| below_home(usual)).map(|path| path.join("mainstay"))
+            };
+            (
+                own(&environment.xdg_data, ".local/share"),
+                own(&environment.xdg_config, ".config"),
+                own(&environment.xdg_state, ".local/state"),
+            )
+        };
+        let chosen = global.repository.clone().or_else(|| environment.repository.clone());
+        let nowhere = |what: &str| {
+            Error::new(Code::Usage, format!("there is no home directory to keep {what} in"))
+                .hint("set HOME, or name the repository with --repository and its key with --key-file")
+        };
+        let repository = match &chosen {
+            Some(location) => absolute(location, &doors.directory),
+            None => data.ok_or_else(|| nowhere("the repository"))?.join("repository").display().to_string(),
+        };
+        let keys: PathBuf = keys.ok_or_else(|| nowhere("key files"))?;
+        let state: PathBuf = state.ok_or_else(|| nowhere("what is remembered"))?;
+        Ok(Self { repository, chosen: chosen.is_some(), keys: keys.join("keys"), state: state.join("state") })
+    }
+
+    /// The key file of a repository.
+    pub(crate) fn key_file(&self, family: &FamilyId) -> PathBuf {
+        self.keys.join(format!("{family}.key"))
+    }
+
+    /// The directory that the repository is in, when it is one of this machine.
+    pub(crate) fn local_repository(&self) -> Option<PathBuf> {
+        match self.repository.split_once("://") {
+            None => Some(PathBuf::from(&self.repository)),
+            Some(("file", path)) => Some(PathBuf::from(path)),
+            Some(_) => None,
+        }
+    }
+}
+
+fn absolute(location: &str, directory: &Path) -> String {
+    if location.is_empty() || location.contains("://") {
+        return location.to_owned();
+    }
+    directory.join(location).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::absolute;
+
+    #[test]
+    fn directories_become_absolute_and_other_locations_stay() {
+        let here = std::path::Path::new("/here");
+        assert_eq!(absolute("repo", here), "/here/repo");
+        assert_eq!(absolute("/repo", here), "/repo");
+        assert_eq!(absolute("s3://bucket/x", here), "s3://bucket/x");
+    }
+}

@@ -1,0 +1,146 @@
+//! One run: the doors, the words, the places, and an open repository.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use mainstay_core::{Code, Error, Progress, Result, Time};
+use mainstay_engine::address;
+use mainstay_repository::keys::kit::Kit;
+use mainstay_repository::{Options, PointInfo, PointReader, Repository, Tuning, Unlock, store};
+
+use crate::args::Global;
+use crate::doors::Doors;
+use crate::places::Places;
+use crate::report::{Report, RunProgress};
+use crate::secrets::{self, KeyFile};
+
+/// What every verb works with.
+pub(crate) struct Session {
+    pub global: Global,
+    pub doors: Doors,
+    pub report: Arc<Report>,
+    pub zone: TimeZone,
+}
+
+impl Session {
+    pub(crate) fn places(&self) -> Result<Places> {
+        Places::find(&self.global, &self.doors)
+    }
+
+    pub(crate) fn progress(&self) -> Arc<RunProgress> {
+        self.report.progress()
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.doors.clock.now()
+    }
+
+    /// Seconds since `began`, a reading of the monotonic clock.
+    pub(crate) fn seconds_since(&self, began: Duration) -> f64 {
+        self.doors.clock.monotonic().saturating_sub(began).as_secs_f64()
+    }
+
+    /// What a repository is opened with.
+    pub(crate) fn options(&self, places: &Places) -> Options {
+        Options {
+            clock: Arc::clone(&self.doors.clock),
+            state: Some(places.state.clone()),
+            tuning: Tuning::default(),
+        }
+    }
+
+    /// Opens the repository with whatever key there is.
+    ///
+    /// Errors: [`Code::NoRepository`], [`Code::WrongKey`].
+    pub(crate) fn open(&mut self) -> Result<Repository> {
+        let places = self.places()?;
+        let store = store::open(&places.repository).map_err(|error| no_repository(error, &places))?;
+        let options = self.options(&places);
+        let family = Repository::identify(store.as_ref()).map_err(|error| no_repository(error, &places))?;
+        let open = |unlock: &Unlock<'_>| Repository::open(Arc::clone(&store), unlock, &options);
+        if let Some(path) = &self.global.with_kit {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
+            return open(&Unlock::Kit(&Kit::parse(&text)?));
+        }
+        let named = self.global.key_file.clone().or_else(|| self.doors.environment.key_file.clone());
+        let default = places.key_file(&family);
+        if let Some(path) = named {
+            return open_with_file(&path, &open);
+        }
+        if let Some(passphrase) = secrets::passphrase_of_environment(&self.doors)? {
+            return open(&Unlock::Passphrase(&passphrase));
+        }
+        if default.exists() {
+            return open_with_file(&default, &open);
+        }
+        let passphrase = secrets::ask(&mut self.doors, &places.repository)?;
+        open(&Unlock::Passphrase(&passphrase))
+    }
+
+    /// Finds the point that the text names.
+    pub(crate) fn point(&self, text: &str, points: &[PointInfo]) -> Result<PointInfo> {
+        address::find_point(text, points, &self.zone).cloned()
+    }
+
+    /// Opens the repository and the point that the text names.
+    pub(crate) fn open_point(&mut self, text: &str) -> Result<(Repository, PointReader)> {
+        let repository = self.open()?;
+        let point = self.point(text, &repository.points()?)?;
+        let reader = repository.read(&point.id)?;
+        Ok((repository, reader))
+    }
+
+    /// Asks before something is destroyed or overwritten.
+    ///
+    /// Errors: [`Code::Usage`] when nobody can be asked, [`Code::Cancelled`] when the answer is no.
+    pub(crate) fn confirm(&mut self, yes: bool, question: &str) -> Result<()> {
+        if yes {
+            return Ok(());
+        }
+        if !self.doors.terminal.input || self.report.json() {
+            return Err(Error::new(Code::Usage, format!("{question}: there is nobody to ask"))
+                .hint("--yes answers the question, --dry-run only shows what would happen"));
+        }
+        let answer = self.doors.person.line(&format!("{question}? [y/N] "))?;
+        if matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Ok(());
+        }
+        Err(Error::new(Code::Cancelled, "nothing was changed, as you wished"))
+    }
+
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        self.progress_check()
+    }
+
+    fn progress_check(&self) -> Result<()> {
+        if self.doors.cancel.asked() { self.progress().check() } else { Ok(()) }
+    }
+}
+
+fn open_with_file(
+    path: &std::path::Path,
+    open: &dyn Fn(&Unlock<'_>) -> Result<Repository>,
+) -> Result<Repository> {
+    let opened = match secrets::read_key_file(path)? {
+        KeyFile::Key(key) => open(&Unlock::KeyFile(&key)),
+        KeyFile::Credential(ring) => open(&Unlock::Ring(ring)),
+    };
+    opened.map_err(|error| match error.code() {
+        Code::WrongKey => error.during(format!("cannot open the repository with {}", path.display())),
+        _ => error,
+    })
+}
+
+fn no_repository(error: Error, places: &Places) -> Error {
+    if error.code() != Code::NoRepository {
+        return error;
+    }
+    let hint = if places.chosen {
+        format!("make one there: mainstay -r {} init", places.repository)
+    } else {
+        "make one: mainstay backup PATH, or mainstay init; or name another with --repository".to_owned()
+    };
+    error.hint(hint)
+}

@@ -1,0 +1,130 @@
+//! `mainstay ls`, `cat` and `find`: looking into points.
+
+use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result};
+use mainstay_engine::address::of_workload;
+use mainstay_engine::find::{Pattern, find as find_in};
+use mainstay_repository::{Entry, PointInfo, PointReader};
+
+use super::{Done, item_path};
+use crate::args::{Cat, Find, Ls};
+use crate::report::lines::{self, Content, Found, Line, shown, stamp};
+use crate::session::Session;
+
+/// Bytes read and written at once.
+const PIECE: usize = 256 << 10;
+
+pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
+    let path = arguments.path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
+    let (_repository, reader) = session.open_point(&arguments.point)?;
+    let is_directory = path.is_root() || entry(&reader, &path)?.metadata.kind == Kind::Directory;
+    if is_directory && !arguments.recursive {
+        let entries = reader.list(&path)?;
+        let rows: Vec<Line> = entries.iter().map(|entry| Line::Item(lines::Item::from(entry))).collect();
+        session.report.table(&rows);
+        return Ok(None);
+    }
+    for entry in reader.walk(&path)? {
+        session.report.line(&Line::Item(lines::Item::from(&entry?)));
+        session.check_cancelled()?;
+        if session.report.closed() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+fn entry(reader: &PointReader, path: &ItemPath) -> Result<Entry> {
+    reader.lookup(path)?.ok_or_else(|| {
+        let name = String::from_utf8_lossy(path.name()).into_owned();
+        Error::new(Code::NotFound, format!("{} is not in point {}", shown(path), reader.info().id))
+            .hint(format!("look for it in all points: mainstay find {name:?}"))
+    })
+}
+
+pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
+    let (_repository, reader) = session.open_point(&arguments.point)?;
+    for path in &arguments.paths {
+        let path = item_path(path)?;
+        let entry = entry(&reader, &path)?;
+        if entry.has_body {
+            write(session, &reader, &entry)?;
+        } else if entry.metadata.kind != Kind::File {
+            return Err(Error::new(Code::Usage, format!("{} has no content", shown(&path))).hint(format!(
+                "list it: mainstay ls {} {}",
+                arguments.point,
+                shown(&path)
+            )));
+        }
+    }
+    Ok(None)
+}
+
+fn write(session: &Session, reader: &PointReader, entry: &Entry) -> Result<()> {
+    let mut stream = reader.stream(entry)?;
+    let mut buffer = vec![0; PIECE];
+    let zeros = vec![0; PIECE];
+    let emit = |bytes: &[u8]| {
+        if session.report.json() {
+            let (path, base64) = (lines::Path::of(&entry.path), lines::base64(bytes));
+            session.report.line(&Line::Content(Content { path, base64 }));
+        } else {
+            session.report.raw(bytes);
+        }
+    };
+    loop {
+        session.check_cancelled()?;
+        if session.report.closed() {
+            return Ok(());
+        }
+        match stream.read(&mut buffer)? {
+            Piece::Data(length) => emit(buffer.get(..length).unwrap_or_default()),
+            Piece::Hole(mut length) => {
+                while length > 0 && !session.report.closed() {
+                    session.check_cancelled()?;
+                    let part = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
+                    emit(zeros.get(..part).unwrap_or_default());
+                    length -= super::number(part);
+                }
+            }
+            Piece::End => return Ok(()),
+        }
+    }
+}
+
+pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
+    let pattern = Pattern::new(&arguments.pattern, arguments.ignore_case)?;
+    let repository = session.open()?;
+    let all = repository.points()?;
+    let points: Vec<PointInfo> = match &arguments.workload {
+        Some(name) => of_workload(name, &all)?.into_iter().cloned().collect(),
+        None => all,
+    };
+    let progress = session.progress();
+    let report = &session.report;
+    let mut states: u64 = 0;
+    let searched = find_in(&repository, &points, &pattern, progress.as_ref(), &mut |found| {
+        states += 1;
+        report.line(&Line::Found(Found {
+            item: lines::Item::from(&found.entry),
+            workload: found.newest.workload.name.clone(),
+            newest: found.newest.id.to_string(),
+            newest_moment: stamp(found.newest.moment),
+            oldest: found.oldest.id.to_string(),
+            oldest_moment: stamp(found.oldest.moment),
+            points: found.points,
+        }));
+        if report.closed() { Err(Error::new(Code::Cancelled, "nobody reads on")) } else { Ok(()) }
+    });
+    drop(progress);
+    if report.closed() {
+        return Ok(None);
+    }
+    searched?;
+    if states == 0 {
+        let what = format!("no point has an item called {}", arguments.pattern.display());
+        return Err(Error::new(Code::NotFound, what).hint(
+            "patterns have * ? [ ] and **; one with a / is matched against the path; see --ignore-case",
+        ));
+    }
+    Ok(None)
+}

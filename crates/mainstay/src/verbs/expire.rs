@@ -1,0 +1,101 @@
+//! `mainstay expire`.
+
+use mainstay_core::{PointId, Result};
+use mainstay_engine::address::of_workload;
+use mainstay_engine::retention::{ExpirePlan, Policy, Verdict, plan_expire};
+use mainstay_repository::{PointInfo, Repository};
+
+use super::{Done, duration, number};
+use crate::args::{Expire, Keep};
+use crate::report::lines::{self, Expired, Line, stamp};
+use crate::session::Session;
+
+pub(super) fn run(arguments: &Expire, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let points = repository.points()?;
+    if !arguments.points.is_empty() {
+        return named(arguments, session, &repository, &points);
+    }
+    let policy = policy(&arguments.keep)?;
+    let mut plan = plan_expire(&points, &policy, &session.zone, session.now())?;
+    if let Some(name) = &arguments.workload {
+        let own: Vec<PointId> = of_workload(name, &points)?.iter().map(|point| point.id).collect();
+        plan.verdicts.retain(|verdict| own.contains(&verdict.point.id));
+        let verdicts = &plan.verdicts;
+        plan.never_verified
+            .retain(|workload| verdicts.iter().any(|verdict| verdict.point.workload.id == workload.id));
+    }
+    session.report.table(&verdicts(&plan));
+    for workload in &plan.never_verified {
+        session.report.note(&format!(
+            "{} loses points though none of its points was ever verified; check them first: \
+             mainstay verify --read-data",
+            workload.name
+        ));
+    }
+    let expired = plan.expired();
+    let kept = plan.verdicts.len() - expired.len();
+    if !arguments.dry_run && !expired.is_empty() {
+        let question = format!("Expire {} of {} points", expired.len(), plan.verdicts.len());
+        session.confirm(arguments.yes, &question)?;
+        repository.expire(&expired, "retention")?;
+    }
+    let never = plan.never_verified.iter().map(|workload| workload.name.clone()).collect();
+    finish(session, &expired, kept, arguments.dry_run, never);
+    Ok(None)
+}
+
+/// Points that the person named, whatever the rules say; holds still count.
+fn named(arguments: &Expire, session: &mut Session, repository: &Repository, points: &[PointInfo]) -> Done {
+    let find = |text: &String| session.point(text, points);
+    let mut chosen: Vec<PointInfo> = arguments.points.iter().map(find).collect::<Result<_>>()?;
+    chosen.sort_by_key(|point| point.id);
+    chosen.dedup_by_key(|point| point.id);
+    let ids: Vec<PointId> = chosen.iter().map(|point| point.id).collect();
+    if !arguments.dry_run {
+        let name = |point: &PointInfo| format!("{} of {}", point.id, point.workload.name);
+        let names: Vec<String> = chosen.iter().map(name).collect();
+        session.confirm(arguments.yes, &format!("Expire {}", names.join(", ")))?;
+        repository.expire(&ids, "asked for by name")?;
+    }
+    finish(session, &ids, points.len() - ids.len(), arguments.dry_run, Vec::new());
+    Ok(None)
+}
+
+fn finish(session: &Session, expired: &[PointId], kept: usize, dry_run: bool, never_verified: Vec<String>) {
+    session.report.line(&Line::Expired(Expired {
+        points: expired.iter().map(ToString::to_string).collect(),
+        kept: number(kept),
+        dry_run,
+        never_verified,
+    }));
+    if !dry_run && !expired.is_empty() {
+        session.report.say("Their bytes are freed by: mainstay gc");
+    }
+}
+
+fn verdicts(plan: &ExpirePlan<'_>) -> Vec<Line> {
+    let line = |verdict: &Verdict<'_>| {
+        Line::Verdict(lines::Verdict {
+            point: verdict.point.id.to_string(),
+            workload: verdict.point.workload.name.clone(),
+            moment: stamp(verdict.point.moment),
+            keep: !verdict.why.is_empty(),
+            why: verdict.why.iter().map(ToString::to_string).collect(),
+        })
+    };
+    plan.verdicts.iter().map(line).collect()
+}
+
+fn policy(keep: &Keep) -> Result<Policy> {
+    Ok(Policy {
+        last: keep.keep_last,
+        hourly: keep.keep_hourly,
+        daily: keep.keep_daily,
+        weekly: keep.keep_weekly,
+        monthly: keep.keep_monthly,
+        yearly: keep.keep_yearly,
+        within: keep.keep_within.as_deref().map(duration).transpose()?,
+        undo: duration(&keep.keep_undo)?,
+    })
+}

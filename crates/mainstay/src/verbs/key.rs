@@ -1,0 +1,182 @@
+//! `mainstay key …`.
+
+use std::path::Path;
+
+use mainstay_core::{Code, Error, Id16, Result};
+use mainstay_repository::keys::kit::{Kit, Page};
+use mainstay_repository::keys::slot::{self, About, Cost, Header, Lock};
+use mainstay_repository::keys::{Powers, credential};
+use mainstay_repository::{Role, WriterInfo};
+
+use super::Done;
+use super::init::{KIT_LABEL, hand_over_kit, new_key_file};
+use crate::args::{Key, Writer};
+use crate::report::lines::{self, Line};
+use crate::secrets;
+use crate::session::Session;
+
+pub(super) fn run(verb: Key, session: &mut Session) -> Done {
+    match verb {
+        Key::List => list(session),
+        Key::Add { out, label } => add(out.as_deref(), label.as_deref(), session),
+        Key::Remove { id, yes } => remove(&id, yes, session),
+        Key::Kit { out } => kit(out.as_deref(), session),
+        Key::Test => test(session),
+        Key::Writer(Writer::Add { name, out }) => add_writer(&name, &out, session),
+        Key::Writer(Writer::Revoke { writer, yes }) => revoke(&writer, yes, session),
+        Key::Writer(Writer::List) => writers(session),
+    }
+}
+
+fn key_line(header: &Header) -> Line {
+    let kind = match header.lock {
+        Lock::Passphrase { .. } => "passphrase",
+        Lock::Key if header.about.label == KIT_LABEL => "recovery-kit",
+        Lock::Key => "key-file",
+    };
+    Line::Key(lines::Key {
+        key: header.slot.to_string(),
+        kind: kind.to_owned(),
+        label: header.about.label.clone(),
+        created: lines::stamp(header.about.created),
+    })
+}
+
+fn list(session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let rows: Vec<Line> = repository.slots()?.iter().map(key_line).collect();
+    session.report.table(&rows);
+    Ok(None)
+}
+
+fn add(out: Option<&Path>, label: Option<&str>, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let slot = match out {
+        Some(path) => {
+            let path = session.doors.directory.join(path);
+            let label = label.unwrap_or("key file");
+            new_key_file(session, repository.ring(), &repository.family(), &path, label)?
+        }
+        None => {
+            // The one in the environment may be how the repository was just opened; the new one is asked for.
+            session.doors.environment.passphrase_file = None;
+            session.doors.environment.passphrase_command = None;
+            let passphrase = secrets::new_passphrase(&mut session.doors)?;
+            let about = About { label: label.unwrap_or("passphrase").to_owned(), created: session.now() };
+            slot::seal_with_passphrase(repository.ring(), &about, &passphrase, Cost::default())?
+        }
+    };
+    repository.add_slot(&slot)?;
+    session.report.table(&[key_line(&slot::read_header(&slot)?)]);
+    Ok(None)
+}
+
+fn remove(id: &str, yes: bool, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let slots = repository.slots()?;
+    let header = one_of(id, &slots, |header| header.slot)?;
+    let question = format!("Remove the key {} {:?}", header.slot, header.about.label);
+    session.confirm(yes, &question)?;
+    repository.remove_slot(&header.slot)?;
+    session.report.say("Removed. Whoever copied the sealed key before can still open it with that secret.");
+    Ok(None)
+}
+
+/// The only one whose id starts with `start`.
+fn one_of<'a, T>(start: &str, all: &'a [T], id: impl Fn(&T) -> Id16) -> Result<&'a T> {
+    let start = start.to_ascii_lowercase();
+    let mut found = all.iter().filter(|one| id(one).to_string().starts_with(&start));
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) => Err(Error::new(Code::NotFound, format!("nothing has an id that starts with {start:?}"))
+            .hint("`list` shows what there is")),
+        (Some(_), Some(_)) => {
+            Err(Error::new(Code::Usage, format!("{start:?} can mean several")).hint("write more of the id"))
+        }
+    }
+}
+
+fn kit(out: Option<&Path>, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let created = session.now();
+    let kit = Kit::generate(&repository.family())?;
+    let slot = kit.seal_slot(repository.ring(), &About { label: KIT_LABEL.to_owned(), created })?;
+    repository.add_slot(&slot)?;
+    let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
+    let file = out.map(|path| session.doors.directory.join(path));
+    hand_over_kit(session, &kit.print(&page), file.as_deref())?;
+    session.report.say("Earlier kits stay valid until removed: mainstay key list, mainstay key remove ID");
+    Ok(None)
+}
+
+fn test(session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let stats = repository.stats();
+    session.report.line(&Line::Repository(lines::Repository {
+        repository: repository.family().to_string(),
+        location: repository.location(),
+        points: stats.points,
+        stored_bytes: stats.pack_bytes,
+    }));
+    let powers = repository.ring().powers();
+    session.report.say(&format!("This key opens the repository. Its powers: {powers}."));
+    Ok(None)
+}
+
+fn writer_line(writer: &WriterInfo, file: Option<&Path>) -> Line {
+    Line::Writer(lines::Writer {
+        writer: writer.id.to_string(),
+        name: writer.name.clone(),
+        powers: writer.powers.to_string(),
+        revoked: writer.powers == Powers::default(),
+        file: file.map(|path| path.display().to_string()),
+    })
+}
+
+fn add_writer(name: &str, out: &Path, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    if repository.writers().iter().any(|writer| writer.name == name) {
+        return Err(Error::new(Code::AlreadyExists, format!("there is a writer {name:?} already"))
+            .hint("choose another name"));
+    }
+    let path = session.doors.directory.join(out);
+    if path.exists() {
+        return Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
+            .hint("choose another file for the credential"));
+    }
+    let ring = repository.add_writer(name, Role::WriteOnly)?;
+    secrets::write_private(&path, &credential::encode(&ring))?;
+    let writers = repository.writers();
+    let writer = writers.iter().find(|writer| writer.name == name);
+    let writer = writer.ok_or_else(|| Error::bug("a writer that was just added is not there"))?;
+    session.report.table(&[writer_line(writer, Some(&path))]);
+    session.report.say(&format!(
+        "Move {} to the client. There: mainstay -r {} --key-file FILE backup PATH",
+        path.display(),
+        repository.location()
+    ));
+    Ok(None)
+}
+
+fn revoke(writer: &str, yes: bool, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let writers = repository.writers();
+    let chosen = match writers.iter().find(|known| known.name == writer) {
+        Some(known) => known,
+        None => one_of(writer, &writers, |known| known.id)?,
+    };
+    session.confirm(yes, &format!("Revoke the writer {:?}", chosen.name))?;
+    repository.revoke_writer(&chosen.id)?;
+    let now = repository.writers();
+    let rows: Vec<Line> =
+        now.iter().filter(|known| known.id == chosen.id).map(|known| writer_line(known, None)).collect();
+    session.report.table(&rows);
+    Ok(None)
+}
+
+fn writers(session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let rows: Vec<Line> = repository.writers().iter().map(|writer| writer_line(writer, None)).collect();
+    session.report.table(&rows);
+    Ok(None)
+}

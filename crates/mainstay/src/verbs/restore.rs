@@ -1,0 +1,174 @@
+//! `mainstay restore` and `mainstay undo`.
+
+use std::sync::Arc;
+
+use mainstay_core::{Code, Error, Progress, Result};
+use mainstay_engine::restore::{
+    Outcome, Placing, RestorePlan, RestoreRequest, plan_restore, restore as carry_out,
+};
+use mainstay_engine::undo::{newest, plan_undo};
+use mainstay_repository::{PointReader, Repository};
+use mainstay_workloads::files::{self, Action, OwnerRule, RestoreMode};
+
+use super::{Done, item_path};
+use crate::args::{Mode, Owners, Restore, Undo};
+use crate::report::lines::{self, Changes, Line, RestoreStep, Restored};
+use crate::session::Session;
+
+/// How far a plan goes.
+struct Act {
+    dry_run: bool,
+    yes: bool,
+    /// Take an undo point first.
+    undo: bool,
+}
+
+pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
+    let request = request(arguments, session)?;
+    let (repository, reader) = session.open_point(&arguments.point)?;
+    let plan = plan_restore(&reader, &request)?;
+    let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: !arguments.no_undo };
+    finish(session, &repository, &reader, &plan, &act)
+}
+
+fn request(arguments: &Restore, session: &Session) -> Result<RestoreRequest> {
+    let selection = arguments.paths.iter().map(|path| item_path(path)).collect::<Result<_>>()?;
+    let placing = match arguments.to.as_ref().map(|to| session.doors.directory.join(to)) {
+        None => Placing::Original,
+        Some(directory) if arguments.strip => Placing::Stripped(directory),
+        Some(directory) => Placing::Below(directory),
+    };
+    let in_place = placing == Placing::Original;
+    let mode = match arguments.mode.unwrap_or(if in_place { Mode::Overwrite } else { Mode::New }) {
+        Mode::New if in_place => {
+            let what = "--mode new needs a directory of its own";
+            return Err(Error::new(Code::Usage, what).hint("name it with --to"));
+        }
+        Mode::New => RestoreMode::New,
+        Mode::Add => RestoreMode::Add,
+        Mode::Overwrite => RestoreMode::Overwrite,
+        Mode::Mirror => RestoreMode::Mirror,
+    };
+    let owners = owners(arguments.owners, session);
+    Ok(RestoreRequest { selection, placing, mode, owners })
+}
+
+pub(super) fn undo(arguments: &Undo, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let points = repository.points()?;
+    let point = match &arguments.point {
+        Some(text) => session.point(text, &points)?,
+        None => newest(&points, &session.doors.host).cloned().ok_or_else(|| {
+            Error::new(Code::NotFound, "there is nothing to undo on this machine")
+                .hint("undo points are taken when a restore writes over something: mainstay points --undo")
+        })?,
+    };
+    let reader = repository.read(&point.id)?;
+    let plan = plan_undo(&reader, owners(None, session))?;
+    let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: true };
+    finish(session, &repository, &reader, &plan, &act)
+}
+
+/// Only root can give files away.
+fn owners(chosen: Option<Owners>, session: &Session) -> OwnerRule {
+    match (chosen, session.doors.superuser) {
+        (Some(Owners::Name), _) | (None, true) => OwnerRule::ByName,
+        (Some(Owners::Number), _) => OwnerRule::ByNumber,
+        (Some(Owners::Leave), _) | (None, false) => OwnerRule::Leave,
+    }
+}
+
+fn finish(
+    session: &mut Session,
+    repository: &Repository,
+    reader: &PointReader,
+    plan: &RestorePlan,
+    act: &Act,
+) -> Done {
+    let undo = act.undo && plan.wants_undo();
+    if act.dry_run {
+        show(session, plan);
+        session.report.line(&summary(plan, undo));
+        session.report.say("Nothing was changed. Run it again without --dry-run to do this.");
+        return Ok(None);
+    }
+    if plan.is_empty() {
+        session.report.say("Everything is as it is in the point.");
+    }
+    if plan.touches_existing() {
+        ask(session, plan, act.yes, undo)?;
+    }
+    let began = session.doors.clock.monotonic();
+    let progress: Arc<dyn Progress> = session.progress();
+    let host = undo.then_some(session.doors.host.as_str());
+    let done = carry_out(repository, reader, plan, host, &session.doors.clock, &progress);
+    drop(progress);
+    let Outcome { restored, undo_point } = done?;
+    restored.skips.iter().for_each(|skip| session.report.skipped(skip));
+    session.report.more_skips("--verbose lists all");
+    session.report.line(&Line::Restored(Restored {
+        point: plan.point.id.to_string(),
+        target: plan.root.display().to_string(),
+        changes: changes(&restored.changes),
+        bytes: restored.counts.bytes,
+        written_bytes: restored.counts.written_bytes,
+        skipped: restored.counts.skipped,
+        damaged: restored.damaged,
+        undo_point: undo_point.map(|point| point.to_string()),
+        seconds: session.seconds_since(began),
+    }));
+    if restored.damaged > 0 {
+        return Err(Error::integrity(format!("{} items are damaged in the repository", restored.damaged))
+            .hint("the rest was restored; see what else is hurt: mainstay verify --read-data"));
+    }
+    Ok((restored.counts.skipped > 0).then_some(Code::Partial))
+}
+
+/// Asks before anything existing is touched, showing what is about to happen.
+fn ask(session: &mut Session, plan: &RestorePlan, yes: bool, undo: bool) -> Result<()> {
+    if !yes && session.doors.terminal.input && !session.report.json() {
+        session.report.line(&summary(plan, undo));
+    }
+    let (touched, deleted) = (plan.totals.replaced + plan.totals.metadata, plan.totals.deleted);
+    let what = match (touched, deleted) {
+        (touched, 0) => format!("Change {touched} items"),
+        (0, deleted) => format!("Delete {deleted} items"),
+        (touched, deleted) => format!("Change {touched} and delete {deleted} items"),
+    };
+    session.confirm(yes, &format!("{what} below {}", plan.root.display()))
+}
+
+fn summary(plan: &RestorePlan, undo: bool) -> Line {
+    Line::RestorePlan(lines::RestorePlan {
+        point: plan.point.id.to_string(),
+        target: plan.root.display().to_string(),
+        changes: changes(&plan.totals),
+        bytes: plan.bytes,
+        undo,
+    })
+}
+
+fn show(session: &Session, plan: &RestorePlan) {
+    for change in &plan.changes {
+        let action = match change.action {
+            Action::Create => "create",
+            Action::Replace => "replace",
+            Action::Metadata => "metadata",
+            Action::Delete => "delete",
+            Action::Same => "same",
+        };
+        session.report.line(&Line::RestoreStep(RestoreStep {
+            path: lines::Path::of(&change.path),
+            action: action.to_owned(),
+            bytes: change.bytes,
+        }));
+        if session.report.closed() {
+            return;
+        }
+    }
+}
+
+fn changes(from: &files::Changes) -> Changes {
+    let files::Changes { created, replaced, metadata, deleted, same } = *from;
+    Changes { created, replaced, metadata, deleted, same }
+}

@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mainstay_core::Result;
 
 pub(crate) struct Cache<K, V> {
     weight_max: usize,
@@ -49,9 +52,62 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     }
 }
 
+/// A cache shared by threads in which a missing value is made once, however many want it at the same moment.
+pub(crate) struct SharedCache<K, V> {
+    cache: Mutex<Cache<K, V>>,
+    /// Keys whose values are being made.
+    making: Mutex<HashMap<K, Arc<Mutex<()>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq + Copy, V: Clone> SharedCache<K, V> {
+    pub(crate) fn new(weight_max: usize) -> Self {
+        Self { cache: Mutex::new(Cache::new(weight_max)), making: Mutex::default() }
+    }
+
+    /// The value, or what `make` returns with its weight in bytes. A failure is not remembered.
+    pub(crate) fn get_or(&self, key: &K, make: impl FnOnce() -> Result<(V, usize)>) -> Result<V> {
+        if let Some(value) = lock(&self.cache).get(key) {
+            return Ok(value);
+        }
+        let turn = Arc::clone(lock(&self.making).entry(*key).or_default());
+        let _one_at_a_time = lock(&turn);
+        // Somebody may have made it while this thread waited for its turn.
+        if let Some(value) = lock(&self.cache).get(key) {
+            return Ok(value);
+        }
+        let made = make();
+        lock(&self.making).remove(key);
+        let (value, weight) = made?;
+        lock(&self.cache).insert(*key, value.clone(), weight);
+        Ok(value)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Cache;
+    use super::{Cache, SharedCache};
+
+    #[test]
+    fn a_value_wanted_by_many_is_made_once() {
+        let (cache, made) = (SharedCache::new(100), std::sync::atomic::AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let make = || {
+                        made.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                        Ok((7, 1))
+                    };
+                    assert_eq!(cache.get_or(&1, make).unwrap(), 7);
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
 
     #[test]
     fn drops_what_was_used_longest_ago() {

@@ -12,13 +12,14 @@ use std::time::Duration;
 use mainstay_core::{Code, Error, Event, Phase, PointId, Progress, Result};
 
 use crate::fetch::StructurePages;
-use crate::format::pack::PackId;
+use crate::format::pack::{BuiltPack, PackId};
 use crate::format::page::{PageKind, for_each_page};
 use crate::format::segment::GroupId;
 use crate::keys::Powers;
 use crate::log::record::{Change, PackEntry};
 use crate::log::state::{PackState, PackStatus, State};
 use crate::names;
+use crate::planted::{Planted, planted};
 use crate::ranges::Ranges;
 use crate::repack::{self, Wanted};
 use crate::repository::Repository;
@@ -182,15 +183,18 @@ impl Repository {
         let mut report = GcReport::default();
         let mut marks = Marks::default();
         let mut plan = plan.clone();
-        let moved = self.move_sparse(&plan, &mut report, progress)?;
+        let mut moved = self.move_sparse(&mut plan, &mut report, progress)?;
         loop {
-            let (condemn, moved) = (plan.condemned().collect::<Vec<_>>(), moved.clone());
+            let condemn: Vec<_> = plan.condemned().collect();
             if condemn.is_empty() && moved.is_empty() {
                 break;
             }
+            if planted(Planted::DeleteBeforeCondemning) {
+                condemn.iter().try_for_each(|pack| self.shared.store.delete(&names::pack(pack)))?;
+            }
             let mut stale = false;
             let appended = self.shared.append(Powers::COLLECT, &mut |state| {
-                stale = state.next_sequence() != plan.head;
+                stale = state.next_sequence() != plan.head && !planted(Planted::CondemnAtAnyHead);
                 if stale {
                     return Err(Error::new(Code::Conflict, "the log went on while garbage was looked for"));
                 }
@@ -201,7 +205,7 @@ impl Repository {
                     report.condemned = condemn.len() as u64;
                     break;
                 }
-                Err(_) if stale => plan = self.replan(&plan, &moved, &mut marks, progress)?,
+                Err(_) if stale => plan = self.replan(&plan, &mut moved, &mut marks, progress)?,
                 Err(error) => return Err(error),
             }
         }
@@ -215,29 +219,27 @@ impl Repository {
     fn replan(
         &self,
         old: &GcPlan,
-        moved: &[PackEntry],
+        moved: &mut Vec<PackEntry>,
         marks: &mut Marks,
         progress: &dyn Progress,
     ) -> Result<GcPlan> {
         let mut plan = self.plan(&old.options, marks, progress)?;
+        // To another collector our copies are packs that no record names: what it condemned is of no use.
+        if !planted(Planted::CondemnIntoCondemned) {
+            moved.retain(|pack| self.shared.state().status(&pack.id).is_none());
+        }
         let known: HashSet<_> = old.condemned().collect();
-        let copied = |group: &GroupId, segments: &Ranges| {
-            let mut held = Ranges::default();
-            let entries = moved.iter().flat_map(|pack| &pack.groups).filter(|entry| entry.id == *group);
-            entries.for_each(|entry| held.extend(&entry.segments));
-            held.is_superset(segments)
-        };
         plan.dead.retain(|pack| known.contains(pack));
         plan.orphans.retain(|pack| known.contains(pack));
-        plan.sparse.retain(|(pack, live)| {
-            known.contains(pack) && live.iter().all(|(group, segments)| copied(group, segments))
-        });
+        plan.sparse.retain(|(pack, live)| known.contains(pack) && is_copied(live, moved));
         Ok(plan)
     }
 
+    /// Copies what is live in sparse packs. Those that cannot be read whole stay as they are, and on a full medium
+    /// all the others: what is dead goes all the same, and makes room.
     fn move_sparse(
         &self,
-        plan: &GcPlan,
+        plan: &mut GcPlan,
         report: &mut GcReport,
         progress: &dyn Progress,
     ) -> Result<Vec<PackEntry>> {
@@ -248,14 +250,22 @@ impl Repository {
                 wanted.push(Wanted { group: *group, segments: segments.clone(), from: Some(*pack) });
             }
         }
-        repack::copy(&self.fetch, &wanted, &mut |pack, groups| {
+        let mut emit = |pack: BuiltPack, groups| {
             progress.check()?;
             store_pack(self.shared.store.as_ref(), &pack)?;
             report.copied_bytes += pack.length;
             moved.push(PackEntry { id: pack.id, length: pack.length, footer_hash: pack.footer_hash, groups });
             Ok(())
-        })?;
-        self.shared.store.flush()?;
+        };
+        let mut unreadable = |error: Error| match error.code() {
+            Code::Integrity | Code::NotFound => Ok(()),
+            _ => Err(error),
+        };
+        match repack::copy(&self.fetch, &wanted, &mut emit, &mut unreadable) {
+            Err(error) if error.code() != Code::Full => return Err(error),
+            _ => self.shared.store.flush()?,
+        }
+        plan.sparse.retain(|(_, live)| is_copied(live, &moved));
         report.repacked = plan.sparse.len() as u64;
         Ok(moved)
     }
@@ -263,6 +273,9 @@ impl Repository {
     /// Says in the log what goes, and only then removes it.
     fn delete(&self, plan: &GcPlan, report: &mut GcReport, progress: &dyn Progress) -> Result<()> {
         let store = self.shared.store.as_ref();
+        if planted(Planted::DeleteWithoutRecord) {
+            return plan.delete.iter().try_for_each(|pack| store.delete(&names::pack(pack)));
+        }
         if !plan.delete.is_empty() {
             self.shared.append(Powers::COLLECT, &mut |state| {
                 let packs = plan.delete.iter().copied();
@@ -290,6 +303,16 @@ pub(crate) fn reference(page: &crate::format::page::Page, index: usize) -> Resul
     let segments = Ranges::decode(&mut value)?;
     value.end()?;
     Ok((mainstay_core::Id16(key), segments))
+}
+
+/// Whether `moved` holds all of these segments.
+fn is_copied(live: &[(GroupId, Ranges)], moved: &[PackEntry]) -> bool {
+    live.iter().all(|(group, segments)| {
+        let mut held = Ranges::default();
+        let entries = moved.iter().flat_map(|pack| &pack.groups).filter(|entry| entry.id == *group);
+        entries.for_each(|entry| held.extend(&entry.segments));
+        held.is_superset(segments)
+    })
 }
 
 /// Sorts live packs into dead, sparse and worth keeping.

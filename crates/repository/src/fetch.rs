@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use mainstay_core::{Code, Error, Result};
 
-use crate::cache::Cache;
+use crate::cache::SharedCache;
 use crate::cut::{ChunkId, chunk_id};
 use crate::format::directory::{Directory, open_directory};
 use crate::format::pack::{Block, Footer, GroupHeader, PackId, TRAILERS_BYTES, Trailer, block_digest};
@@ -25,16 +25,18 @@ const TAIL_BYTES: u64 = 64 << 10;
 const DIRECTORIES_BYTES: usize = 48 << 20;
 const FOOTERS_BYTES: usize = 16 << 20;
 const SEGMENTS_BYTES: usize = 32 << 20;
+/// Nobody moves a segment away under a reader more often in a row.
+const MOVES_MAX: usize = 100;
 
 /// An opened segment, shared by whoever reads from it.
 pub(crate) type Opened = Arc<Vec<u8>>;
 
 pub(crate) struct Fetch {
     shared: Arc<Shared>,
-    footers: Mutex<Cache<PackId, Arc<Footer>>>,
-    directories: Mutex<Cache<GroupId, Arc<Directory>>>,
-    keys: Mutex<Cache<GroupId, SealKey>>,
-    segments: Mutex<Cache<(GroupId, u32), Opened>>,
+    footers: SharedCache<PackId, Arc<Footer>>,
+    directories: SharedCache<GroupId, Arc<Directory>>,
+    keys: SharedCache<GroupId, SealKey>,
+    segments: SharedCache<(GroupId, u32), Opened>,
     /// Packs of this process that the log does not name yet.
     staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
 }
@@ -53,10 +55,10 @@ impl Fetch {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             shared,
-            footers: Mutex::new(Cache::new(FOOTERS_BYTES)),
-            directories: Mutex::new(Cache::new(DIRECTORIES_BYTES)),
-            keys: Mutex::new(Cache::new(1 << 20)),
-            segments: Mutex::new(Cache::new(SEGMENTS_BYTES)),
+            footers: SharedCache::new(FOOTERS_BYTES),
+            directories: SharedCache::new(DIRECTORIES_BYTES),
+            keys: SharedCache::new(1 << 20),
+            segments: SharedCache::new(SEGMENTS_BYTES),
             staged: Mutex::default(),
         }
     }
@@ -70,8 +72,8 @@ impl Fetch {
         &self.shared
     }
 
-    /// Tries every place where `wanted` of the group may lie. When all fail because bytes are absent, the log is
-    /// read again once: the collector may have moved them.
+    /// Tries every place where `wanted` of the group may lie. When all fail, the log is read again: the collector may
+    /// have moved them. As long as it goes on, so do we.
     fn try_places<T>(
         &self,
         group: &GroupId,
@@ -79,15 +81,12 @@ impl Fetch {
         attempt: &dyn Fn(&PackId) -> Result<T>,
     ) -> Result<T> {
         let mut failed = None;
-        for round in 0..2 {
-            let places: Vec<_> = self
-                .shared
-                .state()
-                .locations(group)
-                .into_iter()
-                .filter(|place| wanted(place))
-                .cloned()
-                .collect();
+        for _moved in 0..MOVES_MAX {
+            let state = self.shared.state();
+            let head = state.next_sequence();
+            let places: Vec<_> =
+                state.locations(group).into_iter().filter(|place| wanted(place)).cloned().collect();
+            drop(state);
             for place in places {
                 match attempt(&place.pack) {
                     Ok(found) => return Ok(found),
@@ -97,7 +96,9 @@ impl Fetch {
                     Err(error) => return Err(error),
                 }
             }
-            if round == 0 && !self.shared.refresh()? && failed.is_some() {
+            self.shared.refresh()?;
+            // Another thread may have read what is new.
+            if self.shared.state().next_sequence() == head {
                 break;
             }
         }
@@ -108,9 +109,11 @@ impl Fetch {
     }
 
     pub(crate) fn footer(&self, pack: &PackId) -> Result<Arc<Footer>> {
-        if let Some(footer) = lock(&self.footers).get(pack) {
-            return Ok(footer);
-        }
+        self.footers.get_or(pack, || self.load_footer(pack))
+    }
+
+    /// The footer and its weight.
+    fn load_footer(&self, pack: &PackId) -> Result<(Arc<Footer>, usize)> {
         let staged = lock(&self.staged).get(pack).copied();
         let entry = staged.or_else(|| {
             self.shared.state().pack(pack).map(|pack| (pack.entry.length, pack.entry.footer_hash))
@@ -131,9 +134,7 @@ impl Fetch {
         } else {
             self.shared.store.get(&name, trailer.footer_offset..end)?
         };
-        let footer = Arc::new(trailer.footer(&footer_bytes)?);
-        lock(&self.footers).insert(*pack, Arc::clone(&footer), footer_bytes.len() * 2);
-        Ok(footer)
+        Ok((Arc::new(trailer.footer(&footer_bytes)?), footer_bytes.len() * 2))
     }
 
     /// The directory of a group as stored, with the group's header.
@@ -162,16 +163,15 @@ impl Fetch {
     }
 
     pub(crate) fn directory(&self, group: &GroupId) -> Result<Arc<Directory>> {
-        if let Some(directory) = lock(&self.directories).get(group) {
-            return Ok(directory);
-        }
-        let sealed = self.sealed_directory(group)?;
-        let domain = &sealed.header.domain;
-        let keys = self.shared.ring.domain(*domain)?;
-        let directory = open_directory(&keys.index_key, self.shared.family(), domain, group, &sealed.bytes)
-            .map(Arc::new)?;
-        lock(&self.directories).insert(*group, Arc::clone(&directory), directory.weight());
-        Ok(directory)
+        self.directories.get_or(group, || {
+            let sealed = self.sealed_directory(group)?;
+            let domain = &sealed.header.domain;
+            let keys = self.shared.ring.domain(*domain)?;
+            let directory =
+                open_directory(&keys.index_key, self.shared.family(), domain, group, &sealed.bytes)?;
+            let weight = directory.weight();
+            Ok((Arc::new(directory), weight))
+        })
     }
 
     /// A segment as stored: what the collector and a rescuing writer copy. Checked against the pack's footer.
@@ -193,9 +193,10 @@ impl Fetch {
     }
 
     fn group_key(&self, header: &GroupHeader) -> Result<SealKey> {
-        if let Some(key) = lock(&self.keys).get(&header.id) {
-            return Ok(key);
-        }
+        self.keys.get_or(&header.id, || Ok((self.unwrap_key(header)?, 64)))
+    }
+
+    fn unwrap_key(&self, header: &GroupHeader) -> Result<SealKey> {
         let secret = match header.class {
             Class::Data | Class::Meta => self.shared.ring.content_secret()?,
             Class::Structure => self.shared.ring.structure_secret()?,
@@ -204,9 +205,7 @@ impl Fetch {
             .map_err(|error| error.during(format!("cannot unwrap the key of group {}", header.id)))?;
         let key =
             Secret::from_slice(&key).ok_or_else(|| Error::integrity("a group key has another length"))?;
-        let key = SealKey::from_secret(key);
-        lock(&self.keys).insert(header.id, key.clone(), 64);
-        Ok(key)
+        Ok(SealKey::from_secret(key))
     }
 
     pub(crate) fn open_sealed(&self, sealed: &Sealed, ordinal: u32) -> Result<Vec<u8>> {
@@ -218,16 +217,14 @@ impl Fetch {
 
     /// The chunks of a segment, back to back.
     pub(crate) fn segment(&self, group: &GroupId, ordinal: u32) -> Result<Opened> {
-        if let Some(opened) = lock(&self.segments).get(&(*group, ordinal)) {
-            return Ok(opened);
-        }
-        let opened: Opened =
-            Arc::new(self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
+        self.segments.get_or(&(*group, ordinal), || {
+            let opened = self.try_places(group, &|place| place.segments.contains(ordinal), &|pack| {
                 let sealed = self.sealed_segment_in(pack, group, ordinal)?;
                 self.open_sealed(&sealed, ordinal)
-            })?);
-        lock(&self.segments).insert((*group, ordinal), Arc::clone(&opened), opened.len() + 64);
-        Ok(opened)
+            })?;
+            let weight = opened.len() + 64;
+            Ok((Arc::new(opened), weight))
+        })
     }
 
     /// Checks the bytes of a chunk against its id, in whichever domain it was cut.

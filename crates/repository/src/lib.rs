@@ -23,6 +23,8 @@ pub mod keys;
 mod log;
 mod memory;
 mod names;
+#[doc(hidden)]
+pub mod planted;
 mod points;
 mod ranges;
 mod read;

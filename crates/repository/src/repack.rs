@@ -4,13 +4,11 @@
 use mainstay_core::{Error, Result};
 
 use crate::fetch::{Fetch, Sealed};
-use crate::format::pack::{BlockKind, BuiltPack, PackBuilder, PackId};
+use crate::format::pack::{BlockKind, BuiltPack, GroupHeader, PackBuilder, PackId};
 use crate::format::segment::{Class, GroupId};
 use crate::log::random_id;
 use crate::log::record::GroupEntry;
 use crate::ranges::Ranges;
-
-const PACK_BYTES: u64 = 32 << 20;
 
 /// Segments to copy, and the pack to take them from; any pack that holds them when it is `None`.
 pub(crate) struct Wanted {
@@ -19,20 +17,34 @@ pub(crate) struct Wanted {
     pub(crate) from: Option<PackId>,
 }
 
-/// Hands every finished pack to `emit`. Groups keep id, key, ordinals and directory.
+/// Hands every finished pack to `emit`. Groups keep id, key, ordinals and directory. What cannot be read is left to
+/// `unreadable`: when that returns, the group is left out whole.
 pub(crate) fn copy(
     fetch: &Fetch,
     wanted: &[Wanted],
     emit: &mut dyn FnMut(BuiltPack, Vec<GroupEntry>) -> Result<()>,
+    unreadable: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<()> {
     let mut open: Option<(PackBuilder, Vec<GroupEntry>)> = None;
     for want in wanted {
+        let group = match read_group(fetch, want) {
+            Ok(group) => group,
+            Err(error) => {
+                unreadable(error)?;
+                continue;
+            }
+        };
         let (builder, groups) = match &mut open {
             Some(open) => open,
             None => open.insert((PackBuilder::new(random_id()?), Vec::new())),
         };
-        copy_group(fetch, want, builder, groups)?;
-        if builder.length() >= PACK_BYTES
+        groups.push(GroupEntry {
+            id: want.group,
+            class: group.header.class,
+            segments: want.segments.clone(),
+        });
+        group.add_to(builder);
+        if builder.length() >= fetch.shared().tuning.pack_bytes
             && let Some((builder, groups)) = open.take()
         {
             emit(builder.finish(), groups)?;
@@ -44,37 +56,42 @@ pub(crate) fn copy(
     }
 }
 
-fn copy_group(
-    fetch: &Fetch,
-    want: &Wanted,
-    builder: &mut PackBuilder,
-    groups: &mut Vec<GroupEntry>,
-) -> Result<()> {
-    let mut place = None;
+/// What is copied of one group: no more than the pack that it lies in.
+struct SealedGroup {
+    header: GroupHeader,
+    segments: Vec<(u32, Vec<u8>)>,
+    directory: Option<Vec<u8>>,
+}
+
+impl SealedGroup {
+    fn add_to(self, builder: &mut PackBuilder) {
+        let index = builder.add_group(self.header);
+        for (ordinal, bytes) in self.segments {
+            builder.push(index, BlockKind::Segment, ordinal, bytes);
+        }
+        if let Some(directory) = self.directory {
+            builder.push(index, BlockKind::Directory, 0, directory);
+        }
+    }
+}
+
+fn read_group(fetch: &Fetch, want: &Wanted) -> Result<SealedGroup> {
+    let (mut found, mut segments) = (None, Vec::new());
     for ordinal in want.segments.iter() {
         let Sealed { header, bytes } = match &want.from {
             Some(pack) => fetch.sealed_segment_in(pack, &want.group, ordinal)?,
             None => fetch.sealed_segment(&want.group, ordinal)?,
         };
-        let (index, _class) = match place {
-            Some(place) => place,
-            None => {
-                let class = header.class;
-                *place.insert((builder.add_group(header), class))
-            }
-        };
-        builder.push(index, BlockKind::Segment, ordinal, bytes);
+        segments.push((ordinal, bytes));
+        found.get_or_insert(header);
     }
-    let Some((index, class)) = place else {
+    let Some(header) = found else {
         return Err(Error::bug("a group without segments is to be copied"));
     };
-    if class != Class::Structure {
-        let directory = match &want.from {
-            Some(pack) => fetch.sealed_directory_in(pack, &want.group)?,
-            None => fetch.sealed_directory(&want.group)?,
-        };
-        builder.push(index, BlockKind::Directory, 0, directory.bytes);
-    }
-    groups.push(GroupEntry { id: want.group, class, segments: want.segments.clone() });
-    Ok(())
+    let directory = match (header.class, &want.from) {
+        (Class::Structure, _) => None,
+        (_, Some(pack)) => Some(fetch.sealed_directory_in(pack, &want.group)?.bytes),
+        (_, None) => Some(fetch.sealed_directory(&want.group)?.bytes),
+    };
+    Ok(SealedGroup { header, segments, directory })
 }

@@ -52,6 +52,7 @@ impl Log {
     fn find(&self, sequence: u64, state: &State) -> Result<Found> {
         let name = names::log_record(sequence);
         let mut found = Found::Absent;
+        let mut too_new = None;
         for name in [&name, &names::copy_of(&name)] {
             let bytes = match self.store.get_whole(name, record::RECORD_BYTES_MAX) {
                 Ok(bytes) => bytes,
@@ -66,11 +67,12 @@ impl Log {
                 state.signer_of(&self.root, writer, change)
             }) {
                 Ok(record) => return Ok(Found::Record(Box::new(record), *blake3::hash(&bytes).as_bytes())),
-                Err(error) if error.code() == Code::TooNew => return Err(error),
+                // Rot can look like that, so the copy is asked first.
+                Err(error) if error.code() == Code::TooNew => too_new = Some(error),
                 Err(_void) => found = Found::Void,
             }
         }
-        Ok(found)
+        too_new.map_or(Ok(found), Err)
     }
 
     /// Appends the change that `decide` makes of the newest state, and applies it. `decide` is asked again

@@ -66,7 +66,7 @@ impl Groups {
     pub(crate) fn new(shared: Arc<Shared>, domain: Arc<DomainKeys>, jobs: usize, level: i32) -> Result<Self> {
         Ok(Self {
             pool: SealPool::start(jobs, level)?,
-            uploader: Uploader::start(Arc::clone(&shared.store))?,
+            uploader: Uploader::start(Arc::clone(&shared.store), jobs)?,
             shared,
             domain,
             filling: HashMap::new(),
@@ -91,7 +91,9 @@ impl Groups {
 
     /// Adds a chunk to the open segment of its class.
     pub(crate) fn append(&mut self, class: Class, id: ChunkId, bytes: &[u8]) -> Result<Spot> {
-        let limit = if class == Class::Data { SEGMENT_BYTES } else { META_SEGMENT_BYTES };
+        let normal = if class == Class::Data { SEGMENT_BYTES } else { META_SEGMENT_BYTES };
+        // Small packs, as in tests, have several segments too.
+        let limit = normal.min(self.shared.tuning.pack_bytes as usize / 8);
         if self
             .filling
             .get(&class)

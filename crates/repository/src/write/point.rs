@@ -39,7 +39,7 @@ pub struct WriteRequest {
     pub reread_one_in: u32,
     pub parent: Parent,
     pub progress: Arc<dyn Progress>,
-    /// Threads that compress and seal.
+    /// Threads that compress and seal. 0: no thread is started at all, and storing is the caller's too.
     pub jobs: usize,
 }
 

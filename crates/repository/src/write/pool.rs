@@ -27,9 +27,11 @@ pub(crate) struct SealedSegment {
     pub(crate) stored: Vec<u8>,
 }
 
-/// A bounded pool. Whoever submits also collects, so at most `in_flight_max` segments are held.
+/// A bounded pool. Whoever submits also collects, so at most `in_flight_max` segments are held. Without workers,
+/// whoever submits seals.
 pub(crate) struct SealPool {
     jobs: Option<Sender<Job>>,
+    here: Option<(Sealer, Sender<Result<SealedSegment>>)>,
     done: Receiver<Result<SealedSegment>>,
     workers: Vec<JoinHandle<()>>,
     in_flight: usize,
@@ -38,7 +40,6 @@ pub(crate) struct SealPool {
 
 impl SealPool {
     pub(crate) fn start(workers: usize, level: i32) -> Result<Self> {
-        let workers = workers.max(1);
         let (jobs, inbox) = bounded::<Job>(workers);
         let (outbox, done) = unbounded();
         let mut handles = Vec::new();
@@ -54,7 +55,9 @@ impl SealPool {
             };
             handles.push(spawn(format!("seal-{number}"), work)?);
         }
-        Ok(Self { jobs: Some(jobs), done, workers: handles, in_flight: 0, in_flight_max: workers * 2 })
+        let here = if workers == 0 { Some((Sealer::new(level)?, outbox)) } else { None };
+        let in_flight_max = (workers * 2).max(1);
+        Ok(Self { jobs: Some(jobs), here, done, workers: handles, in_flight: 0, in_flight_max })
     }
 
     /// Whether another job may be submitted before a result is collected.
@@ -63,8 +66,14 @@ impl SealPool {
     }
 
     pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
-        let jobs = self.jobs.as_ref().ok_or_else(|| Error::bug("the sealing pool has stopped"))?;
-        jobs.send(job).map_err(|_gone| Error::bug("the sealing workers are gone"))?;
+        let sent = match (&mut self.here, &self.jobs) {
+            (Some((sealer, outbox)), _) => outbox.send(seal(sealer, &job)).is_ok(),
+            (None, Some(jobs)) => jobs.send(job).is_ok(),
+            (None, None) => false,
+        };
+        if !sent {
+            return Err(Error::bug("the sealing workers are gone"));
+        }
         self.in_flight += 1;
         Ok(())
     }
@@ -113,19 +122,27 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandl
         .map_err(|error| Error::io("cannot start a thread", error))
 }
 
-/// Stores packs one after another on a thread of its own, so that the reading goes on meanwhile.
+/// Where it is told what became of each pack.
+type Stored = Sender<Result<PackEntry>>;
+
+/// Stores packs one after another on a thread of its own, so that the reading goes on meanwhile; on the caller's
+/// thread when there are to be no others.
 pub(crate) struct Uploader {
     packs: Option<Sender<(BuiltPack, PackEntry)>>,
+    here: Option<(Arc<dyn BlobStore>, Stored)>,
     done: Receiver<Result<PackEntry>>,
     worker: Option<JoinHandle<()>>,
     in_flight: usize,
 }
 
 impl Uploader {
-    pub(crate) fn start(store: Arc<dyn BlobStore>) -> Result<Self> {
+    pub(crate) fn start(store: Arc<dyn BlobStore>, jobs: usize) -> Result<Self> {
         // No queue: one pack is being stored while the next one is filled.
         let (packs, inbox) = bounded::<(BuiltPack, PackEntry)>(0);
         let (outbox, done) = unbounded();
+        if jobs == 0 {
+            return Ok(Self { packs: None, here: Some((store, outbox)), done, worker: None, in_flight: 0 });
+        }
         let work = move || {
             for (pack, entry) in inbox {
                 if outbox.send(store_pack(store.as_ref(), &pack).map(|()| entry)).is_err() {
@@ -134,12 +151,20 @@ impl Uploader {
             }
         };
         let worker = Some(spawn("store".into(), work)?);
-        Ok(Self { packs: Some(packs), done, worker, in_flight: 0 })
+        Ok(Self { packs: Some(packs), here: None, done, worker, in_flight: 0 })
     }
 
     pub(crate) fn submit(&mut self, pack: BuiltPack, entry: PackEntry) -> Result<()> {
-        let packs = self.packs.as_ref().ok_or_else(|| Error::bug("the storing thread has stopped"))?;
-        packs.send((pack, entry)).map_err(|_gone| Error::bug("the storing thread is gone"))?;
+        let sent = match (&self.here, &self.packs) {
+            (Some((store, outbox)), _) => {
+                outbox.send(store_pack(store.as_ref(), &pack).map(|()| entry)).is_ok()
+            }
+            (None, Some(packs)) => packs.send((pack, entry)).is_ok(),
+            (None, None) => false,
+        };
+        if !sent {
+            return Err(Error::bug("the storing thread is gone"));
+        }
         self.in_flight += 1;
         Ok(())
     }

@@ -7,6 +7,8 @@ mod owners;
 mod xattr;
 
 mod hooks;
+mod lvm;
+mod mounts;
 mod reader;
 mod roots;
 mod scope;

@@ -1,9 +1,9 @@
 //! Snapshots of the file system as what is read, so that a point is of one moment. The paths in the point stay
 //! those of the live tree.
 //!
-//! A snapshot lives in the top directory of its own btrfs subvolume, under a name that begins with
-//! [`SNAPSHOT_PREFIX`]. Whoever reads it holds a lock on it; one that nobody holds was left by a crash, and is
-//! removed by the next run that comes by.
+//! On btrfs a snapshot lives in the top directory of its own subvolume, under a name that begins with
+//! [`SNAPSHOT_PREFIX`]; on LVM it is a volume of such a name. Whoever reads a snapshot holds a lock on it; one that
+//! nobody holds was left by a crash, and is removed by the next run that comes by.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -18,6 +18,9 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, StatxFlags, flock, openat, s
 use rustix::io::Errno;
 
 use crate::process::Program;
+
+use super::lvm::LogicalSnapshot;
+use super::mounts::{Mount, mount_of, mounts};
 
 /// How the name of a snapshot begins. What is called so is never captured itself.
 pub(super) const SNAPSHOT_PREFIX: &[u8] = b".mainstay-snapshot-";
@@ -57,33 +60,45 @@ pub(super) struct Snapshots {
     pub(super) whole: bool,
 }
 
+/// A snapshot and the lock on it, which goes first.
 struct Taken {
+    _lock: OwnedFd,
+    /// What was captured: the top of a subvolume, or a mount point.
     top: PathBuf,
+    /// Where it can be read.
     path: PathBuf,
-    /// Holds the lock for as long as the snapshot is wanted.
-    lock: Option<OwnedFd>,
+    _kept: Kept,
 }
+
+/// Deletes the snapshot when it is dropped.
+enum Kept {
+    Btrfs { _snapshot: Subvolume },
+    Lvm { _snapshot: LogicalSnapshot },
+}
+
+/// A btrfs snapshot. Dropped, it is deleted.
+struct Subvolume(PathBuf);
 
 impl Snapshots {
     /// Takes a snapshot of every subvolume that one of `roots` (real paths, without the leading `/`) lies in.
     ///
-    /// Errors: [`Code::Unsupported`] under [`SnapshotRule::Always`] when a root does not lie on btrfs.
+    /// Errors: [`Code::Unsupported`] under [`SnapshotRule::Always`] when a root lies neither on btrfs nor on LVM.
     pub(super) fn take(roots: &[Vec<u8>], rule: SnapshotRule) -> Result<Self> {
         let mut snapshots = Self::default();
         let able = rule == SnapshotRule::Always || rustix::process::geteuid().is_root();
         if rule == SnapshotRule::Never || !able {
             return Ok(snapshots);
         }
+        let mounts = mounts();
         for root in roots {
-            let path = absolute(root);
-            match snapshots.add(&path) {
+            match snapshots.add(&absolute(root), &mounts) {
                 Ok(inside) => drop(snapshots.instead.insert(root.clone(), inside)),
                 Err(error) if rule == SnapshotRule::Always => return Err(error),
                 // The live tree will do.
                 Err(_) => {}
             }
         }
-        snapshots.mounts = mount_points(&std::fs::read("/proc/self/mountinfo").unwrap_or_default());
+        snapshots.mounts = mounts.into_iter().map(|mount| mount.point).collect();
         snapshots.whole = snapshots.taken.len() == 1 && snapshots.instead.len() == roots.len();
         Ok(snapshots)
     }
@@ -99,38 +114,63 @@ impl Snapshots {
     }
 
     /// The path inside a snapshot of what is live at `path`.
-    fn add(&mut self, path: &Path) -> Result<PathBuf> {
-        let top = subvolume_of(path)?;
+    fn add(&mut self, path: &Path, mounts: &[Mount]) -> Result<PathBuf> {
+        if !path.is_dir() {
+            let what = format!("cannot take a snapshot of {}: it is no directory", path.display());
+            return Err(Error::new(Code::Unsupported, what));
+        }
+        let live = path.as_os_str().as_bytes().strip_prefix(b"/").unwrap_or_default();
+        let mount = mount_of(mounts, live);
+        let top = match (subvolume_of(path), mount) {
+            (Some(top), _) => top,
+            (None, Some(mount)) => absolute(&mount.point),
+            (None, None) => {
+                let what = format!("cannot tell where {} is mounted", path.display());
+                return Err(Error::new(Code::Unsupported, what));
+            }
+        };
         let rest = path.strip_prefix(&top).unwrap_or(Path::new("")).to_owned();
         if let Some(taken) = self.taken.iter().find(|taken| taken.top == top) {
             return Ok(taken.path.join(rest));
         }
-        sweep(&top);
-        let tag = std::hash::RandomState::new().build_hasher().finish();
-        let mut name = SNAPSHOT_PREFIX.to_vec();
-        name.extend_from_slice(format!("{tag:016x}").as_bytes());
-        let path = top.join(OsStr::from_bytes(&name));
-        btrfs(["subvolume", "snapshot", "-r"]).argument(&top).argument(&path).run_well()?;
-        // Armed before it is opened: from here on it is deleted whatever happens.
-        self.taken.push(Taken { top, path: path.clone(), lock: None });
-        let lock = open_directory(&path)
-            .and_then(|fd| flock(&fd, FlockOperation::NonBlockingLockShared).map(|()| fd))
-            .map_err(|errno| {
-                Error::io(format!("cannot open the snapshot {}", path.display()), errno.into())
-            })?;
-        if let Some(taken) = self.taken.last_mut() {
-            taken.lock = Some(lock);
-        }
-        Ok(path.join(rest))
+        let tag = format!("{:016x}", std::hash::RandomState::new().build_hasher().finish());
+        let (path, kept) = if subvolume_of(path).is_some() {
+            sweep(&top);
+            let mut name = SNAPSHOT_PREFIX.to_vec();
+            name.extend_from_slice(tag.as_bytes());
+            let snapshot = Subvolume(top.join(OsStr::from_bytes(&name)));
+            let path = snapshot.0.clone();
+            btrfs(["subvolume", "snapshot", "-r"]).argument(&top).argument(&path).run_well()?;
+            (path, Kept::Btrfs { _snapshot: snapshot })
+        } else {
+            LogicalSnapshot::mounted().into_iter().for_each(|snapshot| {
+                // In use: it stays. Otherwise dropping it removes it.
+                if lock(&snapshot.path, FlockOperation::NonBlockingLockExclusive).is_err() {
+                    snapshot.leave();
+                }
+            });
+            let mount = mount.ok_or_else(|| Error::bug("a mount that was there is gone"))?;
+            let snapshot = LogicalSnapshot::take(mount, &tag)?;
+            (snapshot.path.clone(), Kept::Lvm { _snapshot: snapshot })
+        };
+        let lock = lock(&path, FlockOperation::NonBlockingLockShared).map_err(|errno| {
+            Error::io(format!("cannot open the snapshot {}", path.display()), errno.into())
+        })?;
+        let inside = path.join(rest);
+        self.taken.push(Taken { _lock: lock, top, path, _kept: kept });
+        Ok(inside)
     }
 }
 
-impl Drop for Taken {
+impl Drop for Subvolume {
     fn drop(&mut self) {
-        self.lock = None;
         // Should it fail, the next run finds the snapshot without a lock.
-        let _left = btrfs(["subvolume", "delete"]).argument(&self.path).run_well();
+        let _left = btrfs(["subvolume", "delete"]).argument(&self.0).run_well();
     }
+}
+
+fn lock(path: &Path, operation: FlockOperation) -> std::result::Result<OwnedFd, Errno> {
+    open_directory(path).and_then(|fd| flock(&fd, operation).map(|()| fd))
 }
 
 fn btrfs<const N: usize>(arguments: [&str; N]) -> Program {
@@ -153,22 +193,13 @@ fn sweep(top: &Path) {
     }
 }
 
-/// The top directory of the btrfs subvolume that the directory `path` lies in.
-fn subvolume_of(path: &Path) -> Result<PathBuf> {
-    let refuse = |why: &str| {
-        Error::new(Code::Unsupported, format!("cannot take a snapshot of {}: {why}", path.display()))
-    };
-    if !path.is_dir() {
-        return Err(refuse("it is no directory"));
-    }
+/// The top directory of the btrfs subvolume that the directory `path` lies in, if it does.
+fn subvolume_of(path: &Path) -> Option<PathBuf> {
     // The kernel's word is 32 bits long, whatever the type here is.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
     let magic = statfs(path).map_or(0, |stat| stat.f_type as u32);
-    if magic != BTRFS {
-        return Err(refuse("it does not lie on btrfs"));
-    }
     let is_top = |path: &&Path| inode(path).is_ok_and(|inode| inode == SUBVOLUME_TOP);
-    path.ancestors().find(is_top).map(Path::to_owned).ok_or_else(|| refuse("its subvolume is out of sight"))
+    if magic == BTRFS { path.ancestors().find(is_top).map(Path::to_owned) } else { None }
 }
 
 fn inode(path: &Path) -> std::result::Result<u64, Errno> {
@@ -184,44 +215,4 @@ fn absolute(path: &[u8]) -> PathBuf {
     let mut bytes = b"/".to_vec();
     bytes.extend_from_slice(path);
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
-}
-
-/// The fifth field of each line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)), without the leading `/`.
-fn mount_points(text: &[u8]) -> HashSet<Vec<u8>> {
-    let field = |line: &[u8]| line.split(|&byte| byte == b' ').nth(4).map(unescape);
-    let points = text.split(|&byte| byte == b'\n').filter_map(field);
-    points.filter_map(|point| point.strip_prefix(b"/").map(<[u8]>::to_vec)).collect()
-}
-
-/// Undoes `\040` and its like, which stand for blanks and backslashes.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(value) if byte == b'\\' => {
-                bytes.push(value);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mount_points;
-
-    #[test]
-    fn mount_points_are_read_with_their_blanks() {
-        let text = b"22 1 0:21 / / rw shared:1 - ext4 /dev/vda rw\n36 22 8:1 / /mnt/with\\040a\\134blank rw - xfs x rw\nbroken";
-        let points = mount_points(text);
-        assert_eq!(points.len(), 2);
-        assert!(points.contains(b"".as_slice()) && points.contains(b"mnt/with a\\blank".as_slice()));
-    }
 }

@@ -53,7 +53,6 @@ pub struct FilesRequest {
 
 /// Reads file trees. Yields what it cannot read as [`Next::Skipped`].
 pub struct FilesSource {
-    scan: Scan,
     stack: Vec<Frame>,
     /// The path of the directory on top of the stack, relative to `/`.
     path: Vec<u8>,
@@ -61,6 +60,8 @@ pub struct FilesSource {
     began: Time,
     consistency: Consistency,
     quiesced: Option<Quiesced>,
+    /// Last, so that nothing in a snapshot is open any more when it is deleted.
+    scan: Scan,
 }
 
 /// What stays the same during a walk, and what is used over and over.

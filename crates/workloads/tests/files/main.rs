@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod confinement;
+mod conformance;
 mod hooks;
 mod modes;
 mod round_trip;

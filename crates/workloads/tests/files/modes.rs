@@ -6,11 +6,13 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::path::Path;
 
 use mainstay_core::{Code, ItemPath, SkipReason, Target as _};
-use mainstay_testkit::tree::compare;
+use mainstay_testkit::tree::{compare, hostile_tree};
 use mainstay_testkit::{Part, Rng, TestItem, for_each_seed, random_items};
 use mainstay_workloads::files::{
     Action, FilesPlan, FilesSource, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules, diff,
 };
+
+use mainstay_workloads::process::Program;
 
 use crate::{backup_and_restore, captured, clock, copy, inside, item_path, plan, request, walk};
 
@@ -162,6 +164,39 @@ fn a_second_run_finishes_the_first() {
         assert!(restored.skips.is_empty(), "{:?}", restored.skips);
         assert_eq!(compare(&from, &inside(&target, &from)).unwrap(), Vec::<String>::new(), "{stop_after}");
     }
+}
+
+/// A real process, really killed, wherever it happens to be.
+#[test]
+fn a_killed_restore_is_finished_by_the_next_one() {
+    const FROM: &str = "MAINSTAY_TEST_KILL_FROM";
+    const TARGET: &str = "MAINSTAY_TEST_KILL_TARGET";
+    if let (Some(from), Some(target)) = (std::env::var_os(FROM), std::env::var_os(TARGET)) {
+        backup_and_restore(Path::new(&from), Path::new(&target), RestoreMode::Overwrite);
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let tree = directory.path().join("from");
+    hostile_tree(&tree).unwrap();
+    let target = directory.path().join("target");
+    let (mut killed, mut unfinished) = (0, 0);
+    // From hardly started to almost done, on a slow machine and on a fast one.
+    for limit in [3, 6, 9, 12, 16, 20, 25, 30, 40, 60, 90, 140, 200, 300] {
+        // The limit of the process door kills with SIGKILL.
+        let limit = std::time::Duration::from_millis(limit);
+        let outcome = Program::new(std::env::current_exe().unwrap(), limit)
+            .arguments(["--exact", "modes::a_killed_restore_is_finished_by_the_next_one"])
+            .variable(FROM, &tree)
+            .variable(TARGET, &target)
+            .run();
+        killed += u32::from(outcome.is_err());
+        unfinished += u32::from(!compare(&tree, &inside(&target, &tree)).is_ok_and(|lines| lines.is_empty()));
+    }
+    println!("{killed} runs were killed, {unfinished} left something to do");
+    assert!(killed > 0 && unfinished > 0, "no run was killed in time: {killed} {unfinished}");
+    let restored = backup_and_restore(&tree, &target, RestoreMode::Overwrite);
+    assert_eq!(restored.skips, []);
+    assert_eq!(compare(&tree, &inside(&target, &tree)).unwrap(), Vec::<String>::new());
 }
 
 /// A file with another name outside the target is never changed in place.

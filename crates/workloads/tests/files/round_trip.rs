@@ -93,3 +93,27 @@ fn a_time_that_the_target_cannot_hold_is_a_loss_in_words() {
     let told = restored.skips.iter().any(|skip| skip.reason == SkipReason::Metadata);
     assert_ne!(kept, told, "{restored:?}");
 }
+
+/// What is made in a directory with a default ACL gets an ACL that nobody asked for.
+#[test]
+fn a_target_with_a_default_acl_lends_it_to_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tree, target) = (directory.path().join("tree"), directory.path().join("target"));
+    hostile_tree(&tree).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    // Version 2: the owner, user 7, the group, the mask and all others may do everything.
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, id) in [(1_u16, u32::MAX), (2, 7), (4, u32::MAX), (16, u32::MAX), (32, u32::MAX)] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(7_u16.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let set =
+        rustix::fs::setxattr(&target, "system.posix_acl_default", &acl, rustix::fs::XattrFlags::empty());
+    if let Err(errno) = set {
+        println!("NOT RUN: this file system has no ACLs: {errno}");
+        return;
+    }
+    backup_and_restore(&tree, &target, RestoreMode::New);
+    assert_eq!(compare(&tree, &inside(&target, &tree)).unwrap(), Vec::<String>::new());
+}

@@ -121,6 +121,69 @@ fn what_a_snapshot_does_not_show_is_read_from_the_live_tree() {
     assert!(!paths.contains(&item_path(&top.join("mounted here/file"))));
 }
 
+/// A volume group on a loop device. Taken apart when the test is over.
+struct Group {
+    name: String,
+    device: String,
+}
+
+impl Group {
+    fn new(directory: &Path) -> Self {
+        let image = directory.join("physical");
+        fs::File::create(&image).unwrap().set_len(300 << 20).unwrap();
+        let device = run("losetup", &["--find", "--show", image.to_str().unwrap()]);
+        let group =
+            Self { name: format!("mainstay-test-{}", std::process::id()), device: device.trim().into() };
+        run("vgcreate", &[&group.name, &group.device]);
+        run("lvcreate", &["--name", "origin", "--size", "100M", &group.name]);
+        group
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        run("vgremove", &["--force", "--yes", &self.name]);
+        run("losetup", &["--detach", &self.device]);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Program::new(program, LIMIT).arguments(arguments.iter().copied()).run_well();
+    String::from_utf8(output.expect("cargo xtask setup")).unwrap()
+}
+
+#[test]
+fn a_root_on_lvm_is_read_at_one_moment_and_its_snapshot_goes_away() {
+    let has_mapper = fs::read_to_string("/proc/misc").is_ok_and(|text| text.contains("device-mapper"));
+    if !rustix::process::geteuid().is_root() || !has_mapper {
+        println!(
+            "NOT RUN: snapshots of logical volumes ask for root and for a kernel with the device mapper"
+        );
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let group = Group::new(directory.path());
+    let device = format!("/dev/{}/origin", group.name);
+    run("mkfs.ext4", &["-q", &device]);
+    let _mount = Mount::new(&directory.path().join("mount"), &[&device]).unwrap();
+    let tree = directory.path().join("mount/tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "before").unwrap();
+    let request = FilesRequest { snapshots: SnapshotRule::Always, ..request(&tree) };
+    let mut source = FilesSource::new(request, clock()).unwrap();
+    fs::write(tree.join("file"), "after").unwrap();
+    let mut content = Vec::new();
+    while let Next::Item(item) = source.next().unwrap() {
+        if item.path.name() == b"file" {
+            content = mainstay_testkit::read_body(&item.body).unwrap().0;
+        }
+    }
+    assert_eq!(content, b"before");
+    assert_eq!(source.seal().unwrap().consistency, Consistency::FileSystem);
+    drop(source);
+    assert!(!run("lvs", &["--noheadings", "-o", "lv_name", &group.name]).contains("mainstay-snapshot"));
+}
+
 #[test]
 fn always_refuses_where_there_is_nothing_to_take_a_snapshot_with() {
     if Path::new("/dev/shm").is_dir() {

@@ -263,3 +263,20 @@ fn a_directory_with_very_many_names_is_walked_in_order() {
     }
     assert_eq!(seen, count);
 }
+
+#[test]
+fn the_root_directory_is_a_root_like_any_other() {
+    let mut source =
+        FilesSource::new(FilesRequest { one_file_system: true, ..request(Path::new("/")) }, clock()).unwrap();
+    let mut items = Vec::new();
+    while items.len() < 500 {
+        match source.next().unwrap() {
+            Next::Item(item) => items.push(item),
+            Next::Skipped(_) => {}
+            Next::End => break,
+        }
+    }
+    assert!(items[0].path.is_root() && items[0].metadata.kind == Kind::Directory);
+    assert!(items.is_sorted_by(|left, right| left.path < right.path));
+    assert!(items.iter().any(|item| item.path.components().count() > 1));
+}

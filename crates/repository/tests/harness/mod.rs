@@ -1,0 +1,101 @@
+//! The harnesses that prove "nothing lost". They live here, apart from the tests that run them, because
+//! `planted.rs` runs them too, against mistakes that they must catch.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
+#![allow(clippy::allow_attributes, reason = "an expectation would fail where all of it is used")]
+
+pub(crate) mod crash;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_core::{BlobStore, HardLink, ItemPath, PointId, Result, Silent, Stamp};
+use mainstay_repository::keys::KeyRing;
+use mainstay_repository::{
+    GcOptions, Options, Repository, Tuning, Unlock, VerifyReport, VerifyScope, WriteRequest,
+};
+use mainstay_testkit::{MemoryStore, Part, Rng, ScriptedClock, TestItem, VecSource};
+
+use crate::common::{compare, copy, options, request, restore};
+
+/// Points and what must come back of them.
+pub(crate) type Contents = BTreeMap<PointId, Vec<TestItem>>;
+
+/// A collection that waits for nobody.
+pub(crate) fn at_once() -> GcOptions {
+    GcOptions { grace: Duration::ZERO, ..GcOptions::default() }
+}
+
+pub(crate) fn collect(repository: &Repository) -> Result<()> {
+    let plan = repository.plan_gc(&at_once(), &Silent)?;
+    repository.gc(&plan, &Silent).map(|_| ())
+}
+
+/// Condemns, deletes, and deletes what was condemned by repacking.
+pub(crate) fn collect_all(repository: &Repository) -> Result<()> {
+    (0..3).try_for_each(|_| collect(repository))
+}
+
+pub(crate) fn verify(repository: &Repository) -> VerifyReport {
+    repository.verify(&VerifyScope { read_data: true, ..VerifyScope::default() }, &Silent).unwrap()
+}
+
+/// A backup on the caller's thread alone, so that the store's calls come in the same order every time.
+pub(crate) fn try_backup(repository: &Repository, workload: u8, items: Vec<TestItem>) -> Result<PointId> {
+    let request = WriteRequest { jobs: 0, ..request(workload) };
+    copy(Box::new(VecSource::new(items)), Box::new(repository.write(request)?))
+}
+
+/// Files of which each has one of several contents: `versions` says which. Every third has two names.
+pub(crate) fn files(versions: &[u64], bytes: usize) -> Vec<TestItem> {
+    let mut items = Vec::new();
+    for (number, version) in versions.iter().enumerate() {
+        let mut rng = Rng::new(version * 1000 + number as u64);
+        let length = bytes / 2 + rng.below(bytes);
+        let content = vec![Part::Bytes(rng.bytes(length))];
+        let names = if number % 3 == 0 { 1..=2 } else { 1..=1 };
+        for name in names.clone() {
+            let path = ItemPath::new(format!("file-{number:03}-{name}")).unwrap();
+            let mut item = TestItem::file(path, content.clone());
+            item.stamp = Stamp(version.to_le_bytes().to_vec());
+            if names.end() > &1 {
+                item.metadata.hard_link = Some(HardLink { device: 1, inode: number as u64 });
+            }
+            items.push(item);
+        }
+    }
+    items
+}
+
+/// Every listed point restores to what was put into it, and `required` are listed.
+pub(crate) fn check_points(repository: &Repository, known: &Contents, required: &[PointId], what: &str) {
+    let listed: Vec<_> = repository.points().unwrap().iter().map(|point| point.id).collect();
+    for point in required {
+        assert!(listed.contains(point), "{what}: point {point} is gone");
+    }
+    for point in &listed {
+        let items = known.get(point).unwrap_or_else(|| panic!("{what}: nobody made point {point}"));
+        compare(items, &restore(repository, point));
+    }
+}
+
+/// After collections that waited for nobody: the medium holds the packs that the log knows, and no others.
+pub(crate) fn check_packs(repository: &Repository, store: &MemoryStore, what: &str) {
+    let stored: Vec<_> = store.snapshot().into_iter().filter(|(name, _)| name.starts_with("pack/")).collect();
+    let bytes: usize = stored.iter().map(|(_, bytes)| bytes.len()).sum();
+    let stats = repository.stats();
+    let found = (stored.len() as u64, bytes as u64);
+    assert_eq!(found, (stats.packs, stats.pack_bytes), "{what}: packs stored and known differ");
+}
+
+/// So little goes into a pack, and so few packs into a registration, that a small backup makes several.
+pub(crate) fn small(clock: &ScriptedClock) -> Options {
+    Options { tuning: Tuning { pack_bytes: 64 << 10, register_packs: 2 }, ..options(clock) }
+}
+
+/// Another process on the same medium.
+pub(crate) fn open(store: Arc<dyn BlobStore>, ring: &KeyRing, clock: &ScriptedClock) -> Result<Repository> {
+    Repository::open(store, &Unlock::Ring(Box::new(ring.clone())), &small(clock))
+}

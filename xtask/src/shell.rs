@@ -37,6 +37,14 @@ pub(crate) fn command<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterat
     command
 }
 
+/// Gives a command a home of its own, so that the person's settings, keys and caches stay out of it.
+pub(crate) fn at_home<'a>(command: &'a mut Command, home: &Path) -> &'a mut Command {
+    for kind in ["CONFIG", "DATA", "STATE", "CACHE"] {
+        command.env(format!("XDG_{kind}_HOME"), home.join(kind.to_lowercase()));
+    }
+    command.env("HOME", home)
+}
+
 /// A command of the cargo that runs this.
 pub(crate) fn cargo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
     let cargo =

@@ -76,13 +76,10 @@ pub(super) fn find(name: &str) -> Result<Box<dyn Peer>> {
     })
 }
 
-/// A quiet command in a home directory of its own.
+/// A command in a home directory of its own.
 fn at_home(program: &str, place: &Place, arguments: &[&str]) -> Command {
     let mut command = shell::command(program, arguments);
-    command.env("HOME", &place.home);
-    for variable in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
-        command.env_remove(variable);
-    }
+    shell::at_home(&mut command, &place.home);
     command
 }
 

@@ -69,15 +69,12 @@ impl Stage {
         Ok(())
     }
 
-    /// `mainstay` with its home in the directory, so that the person's own settings, keys and caches stay out of it.
+    /// `mainstay` with its home in the directory.
     fn command(&self) -> Command {
         let program = self.program.to_string_lossy().into_owned();
         let mut command = shell::command(&program, [""; 0]);
-        let home = self.directory.join("home");
-        command.env("HOME", &home).env("MAINSTAY_REPOSITORY", self.repository());
-        for kind in ["CONFIG", "DATA", "STATE", "CACHE"] {
-            command.env_remove(format!("XDG_{kind}_HOME"));
-        }
+        shell::at_home(&mut command, &self.directory.join("home"))
+            .env("MAINSTAY_REPOSITORY", self.repository());
         for other in ["KEY_FILE", "PASSPHRASE_FILE", "PASSPHRASE_COMMAND"] {
             command.env_remove(format!("MAINSTAY_{other}"));
         }

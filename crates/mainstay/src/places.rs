@@ -25,19 +25,13 @@ impl Places {
     /// Errors: [`Code::Usage`] when the environment does not tell where to put things.
     pub(crate) fn find(global: &Global, doors: &Doors) -> Result<Self> {
         let environment = &doors.environment;
-        let below_home = |path: &str| environment.home.as_ref().map(|home| home.join(path));
-        let (data, keys, state) = if doors.superuser {
-            (Some("/var/lib/mainstay".into()), Some("/etc/mainstay".into()), Some("/var/lib/mainstay".into()))
-        } else {
-            let own = |chosen: &Option<PathBuf>, usual: &str| {
-                chosen.clone().or_else(|| below_home(usual)).map(|path| path.join("mainstay"))
-            };
-            (
-                own(&environment.xdg_data, ".local/share"),
-                own(&environment.xdg_config, ".config"),
-                own(&environment.xdg_state, ".local/state"),
-            )
+        let own = |chosen: &Option<PathBuf>, of_root: &str, usual: &str| {
+            let home = environment.home.as_ref().map(|home| home.join(usual));
+            base(chosen.as_deref(), doors.superuser.then_some(of_root), home)
         };
+        let data = own(&environment.xdg_data, "/var/lib/mainstay", ".local/share");
+        let keys = own(&environment.xdg_config, "/etc/mainstay", ".config");
+        let state = own(&environment.xdg_state, "/var/lib/mainstay", ".local/state");
         let chosen = global.repository.clone().or_else(|| environment.repository.clone());
         let nowhere = |what: &str| {
             Error::new(Code::Usage, format!("there is no home directory to keep {what} in"))
@@ -67,6 +61,15 @@ impl Places {
     }
 }
 
+/// What the environment names counts for root too: only then can a run by root keep to a place of its own.
+fn base(chosen: Option<&Path>, of_root: Option<&str>, usual: Option<PathBuf>) -> Option<PathBuf> {
+    match (chosen, of_root) {
+        (Some(chosen), _) => Some(chosen.join("mainstay")),
+        (None, Some(of_root)) => Some(PathBuf::from(of_root)),
+        (None, None) => usual.map(|path| path.join("mainstay")),
+    }
+}
+
 fn absolute(location: &str, directory: &Path) -> String {
     if location.is_empty() || location.contains("://") {
         return location.to_owned();
@@ -76,11 +79,22 @@ fn absolute(location: &str, directory: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::absolute;
+    use std::path::{Path, PathBuf};
+
+    use super::{absolute, base};
+
+    #[test]
+    fn what_the_environment_names_comes_before_what_root_and_others_use() {
+        let path = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(base(Some(Path::new("/x")), Some("/etc/mainstay"), path("/h")), path("/x/mainstay"));
+        assert_eq!(base(None, Some("/etc/mainstay"), path("/h")), path("/etc/mainstay"));
+        assert_eq!(base(None, None, path("/h")), path("/h/mainstay"));
+        assert_eq!(base(None, None, None), None);
+    }
 
     #[test]
     fn directories_become_absolute_and_other_locations_stay() {
-        let here = std::path::Path::new("/here");
+        let here = Path::new("/here");
         assert_eq!(absolute("repo", here), "/here/repo");
         assert_eq!(absolute("/repo", here), "/repo");
         assert_eq!(absolute("s3://bucket/x", here), "s3://bucket/x");

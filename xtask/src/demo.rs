@@ -79,7 +79,7 @@ fn announce(stage: &Stage, sources: &[PathBuf]) {
 fn protect(stage: &mut Stage, sources: &[PathBuf]) -> Result<()> {
     stage.say("A new repository, with a key in a private file, and a recovery kit to be printed");
     let kit = stage.directory().join("recovery-kit.txt");
-    stage.mainstay("make a repository", &["init", "--generate-key", "--kit"], &[kit])?;
+    stage.mainstay("make a repository", &["init", "--generate-key", "--kit", &kit.to_string_lossy()], &[])?;
     stage.say("A first recovery point: everything is read");
     stage.mainstay("first backup", &["backup", "--name", "machine"], sources)?;
     stage.say("And once more: what did not change is not read again");

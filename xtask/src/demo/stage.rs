@@ -21,6 +21,8 @@ struct Act {
     what: &'static str,
     wall: Duration,
     exit: i32,
+    /// Bytes of the files that the act was about; 0 when it was about none.
+    data: u64,
     /// Bytes of the repository afterwards.
     stored: u64,
 }
@@ -54,8 +56,8 @@ impl Stage {
         let mut command = self.command();
         command.args(words).args(paths);
         let shown: Vec<String> = ["mainstay"].iter().chain(words).map(|word| quoted(word)).collect();
-        let paths: Vec<String> = paths.iter().map(|path| quoted(&path.to_string_lossy())).collect();
-        say::command(&[shown, paths].concat().join(" "));
+        let typed: Vec<String> = paths.iter().map(|path| quoted(&path.to_string_lossy())).collect();
+        say::command(&[shown, typed].concat().join(" "));
         let start = shell::moment();
         let status = command.status().context("cannot start mainstay")?;
         let wall = start.elapsed();
@@ -65,7 +67,8 @@ impl Stage {
         if exit == 3 {
             say::line("(Exit status 3: done, but items were skipped, as listed. Root could read them.)");
         }
-        self.acts.push(Act { what, wall, exit, stored: size_of(&self.repository()) });
+        let data = paths.iter().map(|path| size_of(path)).sum();
+        self.acts.push(Act { what, wall, exit, data, stored: size_of(&self.repository()) });
         Ok(())
     }
 
@@ -97,12 +100,23 @@ impl Stage {
     /// What happened, in one table.
     pub(super) fn table(&self) {
         say::step("what happened");
-        say::line(&format!("{:24} {:>9} {:>6} {:>16}", "act", "seconds", "exit", "repository MiB"));
-        for act in &self.acts {
-            let (seconds, mib) = (act.wall.as_secs_f64(), act.stored as f64 / f64::from(1 << 20));
-            say::line(&format!("{:24} {seconds:>9.2} {:>6} {mib:>16.1}", act.what, act.exit));
+        say::line(&format!(
+            "{:24} {:>9} {:>6} {:>10} {:>16}",
+            "act", "seconds", "exit", "data MiB", "repository MiB"
+        ));
+        for Act { what, wall, exit, data, stored } in &self.acts {
+            let data = if *data == 0 { "–".to_owned() } else { in_mib(*data) };
+            let (seconds, stored) = (wall.as_secs_f64(), in_mib(*stored));
+            say::line(&format!("{what:24} {seconds:>9.2} {exit:>6} {data:>10} {stored:>16}"));
         }
+        say::line(
+            "A new repository sets some space aside, so that a full disk can still list, restore and collect.",
+        );
     }
+}
+
+fn in_mib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }
 
 impl Drop for Stage {
@@ -134,15 +148,14 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Bytes of all files below a directory; 0 when it is not there.
-fn size_of(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    let sizes = entries.flatten().map(|entry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() => size_of(&entry.path()),
-        Ok(kind) if kind.is_file() => entry.metadata().map_or(0, |metadata| metadata.len()),
-        _ => 0,
-    });
-    sizes.sum()
+/// Bytes of a file, or of all files below a directory; 0 for anything else.
+fn size_of(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    if metadata.is_file() {
+        return metadata.len();
+    }
+    let entries = if metadata.is_dir() { fs::read_dir(path).ok() } else { None };
+    entries.into_iter().flatten().flatten().map(|entry| size_of(&entry.path())).sum()
 }
 
 #[cfg(test)]

@@ -38,12 +38,7 @@ pub(crate) fn copy(
             Some(open) => open,
             None => open.insert((PackBuilder::new(random_id()?), Vec::new())),
         };
-        groups.push(GroupEntry {
-            id: want.group,
-            class: group.header.class,
-            segments: want.segments.clone(),
-        });
-        group.add_to(builder);
+        group.add_to(want, builder, groups);
         if builder.length() >= fetch.shared().tuning.pack_bytes
             && let Some((builder, groups)) = open.take()
         {
@@ -64,12 +59,24 @@ struct SealedGroup {
 }
 
 impl SealedGroup {
-    fn add_to(self, builder: &mut PackBuilder) {
-        let index = builder.add_group(self.header);
+    /// A group that lay in several packs comes once for each of them, and is one group of the new pack.
+    fn add_to(self, want: &Wanted, builder: &mut PackBuilder, groups: &mut Vec<GroupEntry>) {
+        let known = groups.iter_mut().enumerate().find(|(_, entry)| entry.id == want.group);
+        let (index, is_new) = match known {
+            Some((index, entry)) => {
+                entry.segments.extend(&want.segments);
+                (index, false)
+            }
+            None => {
+                let class = self.header.class;
+                groups.push(GroupEntry { id: want.group, class, segments: want.segments.clone() });
+                (builder.add_group(self.header), true)
+            }
+        };
         for (ordinal, bytes) in self.segments {
             builder.push(index, BlockKind::Segment, ordinal, bytes);
         }
-        if let Some(directory) = self.directory {
+        if let Some(directory) = self.directory.filter(|_| is_new) {
             builder.push(index, BlockKind::Directory, 0, directory);
         }
     }

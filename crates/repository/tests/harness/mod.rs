@@ -6,6 +6,7 @@
 #![allow(clippy::allow_attributes, reason = "an expectation would fail where all of it is used")]
 
 pub(crate) mod crash;
+pub(crate) mod race;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

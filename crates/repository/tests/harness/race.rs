@@ -130,10 +130,10 @@ impl Race<'_> {
     fn read(&self, store: Arc<dyn BlobStore>) {
         let (repository, mut rng) = (self.open(store), self.rng(200));
         for _ in 0..2 {
-            repository.refresh().unwrap();
             let model = self.model();
             let there = model.acknowledged.difference(&model.expiring).copied().collect::<Vec<_>>();
             drop(model);
+            repository.refresh().unwrap();
             if there.is_empty() {
                 continue;
             }

@@ -8,7 +8,7 @@ use mainstay_core::{BlobStore, Clock, Code, Error, Id16, PointId, Result, Time, 
 use crate::config::Config;
 use crate::fetch::Fetch;
 use crate::keys::kit::Kit;
-use crate::keys::slot;
+use crate::keys::slot::{self, Lock};
 use crate::keys::{FamilyId, KeyRing, Powers};
 use crate::log::record::{Change, StoredNote, WriterEntry};
 use crate::log::state::{PackStatus, State};
@@ -378,12 +378,15 @@ fn read_slots(store: &dyn BlobStore) -> Result<Vec<Vec<u8>>> {
 fn open_slots(store: &dyn BlobStore, config: &Config, unlock: &Unlock<'_>) -> Result<KeyRing> {
     let slots = read_slots(store)?;
     for bytes in &slots {
-        let opened = match unlock {
-            Unlock::Passphrase(passphrase) => slot::open_with_passphrase(bytes, passphrase),
-            Unlock::KeyFile(key) => slot::open_with_key(bytes, key),
-            Unlock::Kit(kit) if !kit.belongs_to(&config.family) => return kit.open_slot(bytes),
-            Unlock::Kit(kit) => kit.open_slot(bytes),
-            Unlock::Ring(_) => continue,
+        let opened = match (slot::read_header(bytes)?.lock, unlock) {
+            (Lock::Passphrase { .. }, Unlock::Passphrase(passphrase)) => {
+                slot::open_with_passphrase(bytes, passphrase)
+            }
+            (Lock::Key, Unlock::KeyFile(key)) => slot::open_with_key(bytes, key),
+            // Its error says which repository it opens.
+            (Lock::Key, Unlock::Kit(kit)) if !kit.belongs_to(&config.family) => return kit.open_slot(bytes),
+            (Lock::Key, Unlock::Kit(kit)) => kit.open_slot(bytes),
+            _ => continue,
         };
         match opened {
             Ok(ring) => return Ok(ring),

@@ -6,6 +6,8 @@
 pub enum Planted {
     /// The log names a point whose packs are not durable yet.
     CommitBeforeFlush,
+    /// A writer says that a point exists though its record could not be written.
+    AcknowledgeUnwritten,
     /// A writer commits without looking whether what it relies on was condemned.
     CommitUnchecked,
     /// The collector condemns by a plan made at an older head of the log.

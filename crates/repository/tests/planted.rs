@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use harness::crash::{Lie, crash_in_backups, crash_in_collections, honest};
+use harness::faults::{Act, Fault, fail_every_call};
 use harness::race::Races;
 use mainstay_core::{BlobStore, Capabilities, Listed, Put, Result};
 use mainstay_repository::planted::{Planted, plant};
@@ -50,6 +51,13 @@ fn bytes_removed_before_the_log_condemns_them() {
 #[test]
 fn bytes_removed_without_a_word() {
     assert!(crash_catches(Planted::DeleteWithoutRecord, crash_in_collections));
+}
+
+#[test]
+fn a_point_without_a_record() {
+    assert!(catches(&[Planted::AcknowledgeUnwritten], || {
+        assert!(fail_every_call(Act::Backup, Fault::Io) > 0);
+    }));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 #![allow(clippy::allow_attributes, reason = "an expectation would fail where all of it is used")]
 
 pub(crate) mod crash;
+pub(crate) mod faults;
 pub(crate) mod race;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{
     GcOptions, Options, Repository, Tuning, Unlock, VerifyReport, VerifyScope, WriteRequest,
 };
-use mainstay_testkit::{MemoryStore, Part, Rng, ScriptedClock, TestItem, VecSource};
+use mainstay_testkit::{Part, Rng, ScriptedClock, TestItem, VecSource};
 
 use crate::common::{compare, copy, options, request, restore};
 
@@ -83,12 +84,15 @@ pub(crate) fn check_points(repository: &Repository, known: &Contents, required: 
 }
 
 /// After collections that waited for nobody: the medium holds the packs that the log knows, and no others.
-pub(crate) fn check_packs(repository: &Repository, store: &MemoryStore, what: &str) {
-    let stored: Vec<_> = store.snapshot().into_iter().filter(|(name, _)| name.starts_with("pack/")).collect();
-    let bytes: usize = stored.iter().map(|(_, bytes)| bytes.len()).sum();
+pub(crate) fn check_packs(repository: &Repository, store: &dyn BlobStore, what: &str) {
+    let (mut packs, mut bytes) = (0, 0);
+    let mut count = |listed: mainstay_core::Listed| {
+        (packs, bytes) = (packs + 1, bytes + listed.size);
+        Ok(())
+    };
+    store.list("pack", &mut count).unwrap();
     let stats = repository.stats();
-    let found = (stored.len() as u64, bytes as u64);
-    assert_eq!(found, (stats.packs, stats.pack_bytes), "{what}: packs stored and known differ");
+    assert_eq!((packs, bytes), (stats.packs, stats.pack_bytes), "{what}: packs stored and known differ");
 }
 
 /// So little goes into a pack, and so few packs into a registration, that a small backup makes several.

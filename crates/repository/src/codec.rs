@@ -1,7 +1,7 @@
 //! Little-endian bytes in and out. Every stored structure is written by [`Encode`] methods and read back by a
 //! [`Decoder`] that can run out of input but never out of bounds.
 
-use mainstay_core::{Error, Id16, Result};
+use mainstay_core::{Code, Error, Id16, Result};
 
 /// Appends fields to a byte vector.
 pub(crate) trait Encode {
@@ -173,6 +173,21 @@ impl<'a> Decoder<'a> {
         self.rest.is_empty()
     }
 
+    /// Passes over what a later version appended: fields of a tag, a length and that many bytes. One with a tag below
+    /// 128 must be understood: [`Code::TooNew`].
+    pub(crate) fn later_fields(mut self) -> Result<()> {
+        while !self.is_empty() {
+            let tag = self.u8()?;
+            self.bytes()?;
+            if tag < 128 {
+                let what =
+                    format!("the {} has a field of kind {tag}, which this version does not know", self.what);
+                return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn end(self) -> Result<()> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.malformed("bytes follow its end")) }
     }
@@ -180,7 +195,7 @@ impl<'a> Decoder<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Decoder, Encode as _};
+    use super::{Code, Decoder, Encode as _};
 
     #[test]
     fn numbers_have_one_spelling_and_bounds() {
@@ -197,6 +212,20 @@ mod tests {
         ] {
             assert!(Decoder::new("test", bad).varint().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn later_fields_are_passed_over_unless_they_must_be_understood() {
+        let fields = |tag| {
+            let mut bytes = vec![200, 0];
+            bytes.u8(tag);
+            bytes.bytes(b"something new");
+            bytes
+        };
+        Decoder::new("test", &fields(128)).later_fields().unwrap();
+        assert_eq!(Decoder::new("test", &fields(127)).later_fields().unwrap_err().code(), Code::TooNew);
+        let cut = &fields(128)[..10];
+        assert_eq!(Decoder::new("test", cut).later_fields().unwrap_err().code(), Code::Integrity);
     }
 
     #[test]

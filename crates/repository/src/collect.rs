@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use mainstay_core::{Code, Error, Event, Phase, PointId, Progress, Result};
 
+use crate::config::Duty;
 use crate::fetch::StructurePages;
 use crate::format::pack::{BuiltPack, PackId};
 use crate::format::page::{PageKind, for_each_page};
@@ -33,11 +34,18 @@ pub struct GcOptions {
     pub repack_below: u8,
     /// No more bytes than this are copied in one run.
     pub repack_bytes_max: u64,
+    /// Collects although records of the log are lost: what only they named is then freed for good.
+    pub despite_lost_records: bool,
 }
 
 impl Default for GcOptions {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(24 * 3600), repack_below: 60, repack_bytes_max: 16 << 30 }
+        Self {
+            grace: Duration::from_secs(24 * 3600),
+            repack_below: 60,
+            repack_bytes_max: 16 << 30,
+            despite_lost_records: false,
+        }
     }
 }
 
@@ -111,8 +119,12 @@ impl Repository {
         // What lies in the store is listed before the log is read: a pack that is committed in between is known
         // by then.
         let stored = self.stored_packs()?;
-        self.refresh()?;
+        self.refresh_past_gaps()?;
         let state = self.shared.state().clone();
+        state.features().require(Duty::Collect)?;
+        if !options.despite_lost_records {
+            refuse_gaps(&state)?;
+        }
         self.mark(&state, marks, progress)?;
         let mut plan = GcPlan { head: state.next_sequence(), options: options.clone(), ..GcPlan::default() };
         sort_packs(&state, marks, &mut plan);
@@ -125,8 +137,11 @@ impl Repository {
                 }
                 Some(PackStatus::Deleted) => plan.leftovers.push(pack),
                 Some(PackStatus::Condemned(when)) if now.since(when) >= options.grace => {
-                    plan.delete.push(pack);
-                    plan.frees_bytes += size;
+                    let retained = state.pack(&pack).is_some_and(|known| known.entry.retain_until > now);
+                    if !retained {
+                        plan.delete.push(pack);
+                        plan.frees_bytes += size;
+                    }
                 }
                 _ => {}
             }
@@ -250,11 +265,11 @@ impl Repository {
                 wanted.push(Wanted { group: *group, segments: segments.clone(), from: Some(*pack) });
             }
         }
-        let mut emit = |pack: BuiltPack, groups| {
+        let mut emit = |pack: BuiltPack| {
             progress.check()?;
             store_pack(self.shared.store.as_ref(), &pack)?;
             report.copied_bytes += pack.length;
-            moved.push(PackEntry { id: pack.id, length: pack.length, footer_hash: pack.footer_hash, groups });
+            moved.push(PackEntry::of(&pack));
             Ok(())
         };
         let mut unreadable = |error: Error| match error.code() {
@@ -315,11 +330,23 @@ fn is_copied(live: &[(GroupId, Ranges)], moved: &[PackEntry]) -> bool {
     })
 }
 
+/// A lost record may be the only one that names a point, and everything that point reaches would be garbage. A number
+/// that holds nothing valid counts until somebody has written past it: then it was like that before.
+fn refuse_gaps(state: &State) -> Result<()> {
+    let last = state.next_sequence().checked_sub(1);
+    let at_the_end = state.voids().last().filter(|number| Some(**number) == last);
+    let Some(number) = state.damage().first().or(at_the_end) else { return Ok(()) };
+    let what = format!("the log is damaged at number {number}, so nothing is collected");
+    Err(Error::integrity(what)
+        .hint("run `mainstay verify`; what a lost record named would be freed for good"))
+}
+
 /// Sorts live packs into dead, sparse and worth keeping.
 fn sort_packs(state: &State, marks: &Marks, plan: &mut GcPlan) {
     let mut packs: Vec<_> = state.packs().filter(|pack| pack.status == PackStatus::Live).collect();
-    // The same order in every run, so that of two copies of a segment always the same one counts.
-    packs.sort_by_key(|pack| (std::cmp::Reverse(pack.entry.length), pack.entry.id));
+    // Packs of the groups' own writers first, so that nobody else's claim makes them superfluous. The same order in
+    // every run, so that of two copies of a segment always the same one counts.
+    packs.sort_by_key(|pack| (!pack.trusted, std::cmp::Reverse(pack.entry.length), pack.entry.id));
     let mut claimed: HashMap<GroupId, Ranges> = HashMap::new();
     let mut sparse = Vec::new();
     for pack in packs {

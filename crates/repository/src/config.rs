@@ -5,22 +5,62 @@ use mainstay_core::{BlobStore, Code, Error, Result};
 use crate::codec::{Decoder, Encode as _};
 use crate::keys::FamilyId;
 use crate::names;
-use crate::sign::{SigningKey, VerifyingKey};
+use crate::sign::{SIGNATURE_LEN, SigningKey, VerifyingKey};
 
 const MAGIC: &[u8; 4] = b"MScf";
 const VERSION: u16 = 1;
 const COPIES: usize = 3;
 const SIGNATURE_CONTEXT: &str = "mainstay configuration 1";
 const BYTES_MAX: u64 = 64 << 10;
-/// Features that a reader, a writer or a collector must know, a bit each. None yet.
-const FEATURES_KNOWN: [u64; 3] = [0; 3];
+
+/// What somebody is about to do with a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Duty {
+    Read,
+    Write,
+    Collect,
+}
+
+/// What a reader, a writer and a collector must know beyond version 1, a bit each. None is defined yet: a bit set here,
+/// or later by a record of the log, stops whoever does not know it from that duty, and from no other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Features([u64; 3]);
+
+const KNOWN: Features = Features([0; 3]);
+
+impl Features {
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.0.iter_mut().zip(more.0).for_each(|(bits, more)| *bits |= more);
+    }
+
+    /// Errors: [`Code::TooNew`] when `duty` asks for something that this version does not know.
+    pub(crate) fn require(&self, duty: Duty) -> Result<()> {
+        let mut bits = self.0.iter().zip(KNOWN.0).map(|(used, known)| used & !known);
+        let what = match duty {
+            _ if bits.next() != Some(0) => "read this repository",
+            Duty::Read => return Ok(()),
+            Duty::Write if bits.next() != Some(0) => "write to this repository",
+            Duty::Collect if bits.nth(1) != Some(0) => "expire or collect in this repository",
+            _ => return Ok(()),
+        };
+        Err(Error::new(Code::TooNew, format!("to {what} one must know a feature of a newer version"))
+            .hint("use a newer Mainstay for this repository"))
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        self.0.iter().for_each(|bits| out.u64(*bits));
+    }
+
+    pub(crate) fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        Ok(Self([input.u64()?, input.u64()?, input.u64()?]))
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) family: FamilyId,
     pub(crate) root: VerifyingKey,
-    /// What a reader, a writer and a collector must understand.
-    pub(crate) features: [u64; 3],
+    pub(crate) features: Features,
 }
 
 fn name(copy: usize) -> String {
@@ -29,7 +69,7 @@ fn name(copy: usize) -> String {
 
 impl Config {
     pub(crate) fn new(family: FamilyId, root: VerifyingKey) -> Self {
-        Self { family, root, features: FEATURES_KNOWN }
+        Self { family, root, features: KNOWN }
     }
 
     fn encode(&self, root: &SigningKey) -> Vec<u8> {
@@ -38,14 +78,17 @@ impl Config {
         out.u16(VERSION);
         out.fixed(&self.family.0);
         out.fixed(&self.root.0);
-        self.features.iter().for_each(|features| out.u64(*features));
+        self.features.encode(&mut out);
         let signature = root.sign(SIGNATURE_CONTEXT, &out);
         out.fixed(&signature);
         out
     }
 
     fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut input = Decoder::new("configuration", bytes);
+        let (signed, signature) = bytes
+            .split_last_chunk::<SIGNATURE_LEN>()
+            .ok_or_else(|| Error::integrity("the configuration is too short"))?;
+        let mut input = Decoder::new("configuration", signed);
         input.expect(MAGIC)?;
         if input.u16()? != VERSION {
             return Err(Error::new(Code::TooNew, "the repository has a newer format")
@@ -53,18 +96,12 @@ impl Config {
         }
         let family = FamilyId(input.array()?);
         let root = VerifyingKey(input.array()?);
-        let features = [input.u64()?, input.u64()?, input.u64()?];
-        let signed = bytes.get(..bytes.len() - input.remaining()).unwrap_or_default();
-        let signature = input.array()?;
-        input.end()?;
+        let features = Features::decode(&mut input)?;
         if FamilyId::of(&root) != family {
             return Err(Error::integrity("the configuration's root key is not the repository's"));
         }
-        root.verify(SIGNATURE_CONTEXT, signed, &signature)?;
-        if features.iter().zip(FEATURES_KNOWN).any(|(used, known)| used & !known != 0) {
-            return Err(Error::new(Code::TooNew, "the repository uses a feature of a newer version")
-                .hint("use a newer Mainstay for this repository"));
-        }
+        root.verify(SIGNATURE_CONTEXT, signed, signature)?;
+        input.later_fields()?;
         Ok(Self { family, root, features })
     }
 
@@ -82,23 +119,48 @@ impl Config {
         store.flush()
     }
 
-    /// The first copy that is whole.
+    /// The first copy that is whole and, when `family` says so, of that repository.
     ///
-    /// Errors: [`Code::NoRepository`] when there is none at all, [`Code::Integrity`] when all are damaged.
-    pub(crate) fn load(store: &dyn BlobStore) -> Result<Self> {
+    /// Errors: [`Code::NoRepository`] when there is none at all, [`Code::Integrity`] when all are damaged,
+    /// [`Code::WrongKey`] when they are of another repository.
+    pub(crate) fn load(store: &dyn BlobStore, family: Option<&FamilyId>) -> Result<Self> {
         let mut failed = None;
         for copy in 0..COPIES {
-            match store.get_whole(&name(copy), BYTES_MAX).and_then(|bytes| Self::decode(&bytes)) {
-                Ok(config) => return Ok(config),
+            match Self::load_copy(store, copy) {
+                Ok(config) if family.is_none_or(|family| config.family == *family) => return Ok(config),
+                Ok(config) => {
+                    let what = format!("this key does not belong to repository {}", config.family.short());
+                    let hint = "use the key that was made with this repository";
+                    failed = Some(Error::new(Code::WrongKey, what).hint(hint));
+                }
                 Err(error) if error.code() == Code::NotFound => {}
-                Err(error) if error.code() == Code::Integrity => failed = Some(error),
+                Err(error) if matches!(error.code(), Code::Integrity | Code::TooNew) => {
+                    failed.get_or_insert(error);
+                }
                 Err(error) => return Err(error),
             }
         }
         Err(match failed {
-            Some(error) => Error::integrity("every copy of the configuration is damaged").because(error),
+            Some(error) if error.code() == Code::Integrity => {
+                Error::integrity("every copy of the configuration is damaged").because(error)
+            }
+            Some(error) => error,
             None => Error::new(Code::NoRepository, format!("there is no repository at {}", store.location()))
                 .hint("make one with `mainstay init`, or name another place with --repository"),
         })
+    }
+
+    fn load_copy(store: &dyn BlobStore, copy: usize) -> Result<Self> {
+        Self::decode(&store.get_whole(&name(copy), BYTES_MAX)?)
+    }
+
+    /// What is wrong with the copies of the configuration of `family`, one line each.
+    pub(crate) fn damaged_copies(store: &dyn BlobStore, family: &FamilyId) -> Vec<String> {
+        let wrong = |copy| match Self::load_copy(store, copy) {
+            Ok(config) if config.family == *family => None,
+            Ok(_) => Some(format!("{} is of another repository", name(copy))),
+            Err(error) => Some(format!("{}: {}", name(copy), error.chain().join(": "))),
+        };
+        (0..COPIES).filter_map(wrong).collect()
     }
 }

@@ -2,6 +2,7 @@
 //! next place when a group lies in several packs, and reads the log again when a pack is gone.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use mainstay_core::{Code, Error, Result};
@@ -9,7 +10,7 @@ use mainstay_core::{Code, Error, Result};
 use crate::cache::SharedCache;
 use crate::cut::{ChunkId, chunk_id};
 use crate::format::directory::{Directory, open_directory};
-use crate::format::pack::{Block, Footer, GroupHeader, PackId, TRAILERS_BYTES, Trailer, block_digest};
+use crate::format::pack::{Block, Footer, GroupHeader, PackId, Trailer, block_digest};
 use crate::format::page::{PageRef, PageSource};
 use crate::format::segment::{self, Binding, Class, GroupId};
 use crate::log::record::PackEntry;
@@ -123,18 +124,18 @@ impl Fetch {
         };
         let name = names::pack(pack);
         let tail = self.shared.store.get(&name, length.saturating_sub(TAIL_BYTES)..length)?;
-        let trailer = Trailer::decode(&tail, length)?;
-        if trailer.footer_hash != hash {
-            return Err(Error::integrity(format!("pack {pack} is not the one that was committed")));
-        }
-        let end = length - TRAILERS_BYTES as u64;
-        let footer_bytes = if trailer.footer_length + TRAILERS_BYTES as u64 <= tail.len() as u64 {
-            let start = tail.len() - TRAILERS_BYTES - trailer.footer_length as usize;
-            tail.get(start..tail.len() - TRAILERS_BYTES).unwrap_or_default().to_vec()
-        } else {
-            self.shared.store.get(&name, trailer.footer_offset..end)?
+        let trailer = Trailer::find(&tail, length, &hash)?;
+        let tail_start = length - tail.len() as u64;
+        let read = |at: Range<u64>| {
+            let bytes = match at.start.checked_sub(tail_start) {
+                Some(start) => tail.get(start as usize..(at.end - tail_start) as usize).map(<[u8]>::to_vec),
+                None => None,
+            };
+            trailer.footer(&bytes.map_or_else(|| self.shared.store.get(&name, at), Ok)?)
         };
-        Ok((Arc::new(trailer.footer(&footer_bytes)?), footer_bytes.len() * 2))
+        let [first, second] = trailer.footers();
+        let footer = read(second).or_else(|_damaged| read(first))?;
+        Ok((Arc::new(footer), trailer.footer_length as usize * 2))
     }
 
     /// The directory of a group as stored, with the group's header.
@@ -144,7 +145,7 @@ impl Fetch {
 
     pub(crate) fn sealed_directory_in(&self, pack: &PackId, group: &GroupId) -> Result<Sealed> {
         let footer = self.footer(pack)?;
-        let (index, header) = find_group(&footer, group)?;
+        let (index, header) = self.find_group(&footer, group)?;
         let Some(block) = footer.directory(index) else {
             return Err(Error::integrity(format!("group {group} has no directory")));
         };
@@ -183,7 +184,7 @@ impl Fetch {
 
     pub(crate) fn sealed_segment_in(&self, pack: &PackId, group: &GroupId, ordinal: u32) -> Result<Sealed> {
         let footer = self.footer(pack)?;
-        let (index, header) = find_group(&footer, group)?;
+        let (index, header) = self.find_group(&footer, group)?;
         let Some(block) = footer.segment(index, ordinal) else {
             return Err(Error::integrity(format!(
                 "segment {ordinal} of group {group} is not where the log says"
@@ -237,6 +238,20 @@ impl Fetch {
         }
     }
 
+    /// The group in a pack, if it is the one that the log knows by this id.
+    fn find_group(&self, footer: &Footer, group: &GroupId) -> Result<(usize, GroupHeader)> {
+        let index = footer.group(group);
+        let found = index.and_then(|index| Some((index, footer.groups.get(index)?.clone())));
+        let (index, header) =
+            found.ok_or_else(|| Error::integrity(format!("group {group} is not where the log says")))?;
+        match self.shared.state().group(group) {
+            Some((digest, _)) if footer.group_digest(index) != Some(digest) => {
+                Err(Error::integrity(format!("another group stands under the id {group}")))
+            }
+            _ => Ok((index, header)),
+        }
+    }
+
     fn load_meta(&self, page: &PageRef) -> Result<Arc<[u8]>> {
         let directory = self.directory(&page.group)?;
         let place = directory.place(page.slot).filter(|place| place.ordinal == page.segment);
@@ -245,18 +260,19 @@ impl Fetch {
         let start = place.offset as usize;
         let bytes = segment.get(start..start + place.length as usize);
         let bytes = bytes.ok_or_else(|| Error::integrity("a segment is shorter than its directory says"))?;
-        let keys = self.shared.domain()?;
-        if blake3::keyed_hash(&keys.page_key, bytes).as_bytes() != &page.id {
-            return Err(Error::integrity("a page is not what its reference says"));
-        }
+        self.check_page(&page.id, bytes)?;
         Ok(bytes.into())
     }
-}
 
-fn find_group(footer: &Footer, group: &GroupId) -> Result<(usize, GroupHeader)> {
-    let index = footer.group(group);
-    let found = index.and_then(|index| Some((index, footer.groups.get(index)?.clone())));
-    found.ok_or_else(|| Error::integrity(format!("group {group} is not where the log says")))
+    /// Checks the bytes of a page against its id, in whichever domain it was made.
+    pub(crate) fn check_page(&self, id: &[u8; 32], bytes: &[u8]) -> Result<()> {
+        let domains = self.shared.ring.domains();
+        if domains.iter().any(|keys| blake3::keyed_hash(&keys.page_key, bytes).as_bytes() == id) {
+            Ok(())
+        } else {
+            Err(Error::integrity("a page is not what its id says"))
+        }
+    }
 }
 
 /// What the wrapped key of a group is bound to.

@@ -15,6 +15,7 @@ mod cache;
 mod codec;
 mod collect;
 mod config;
+mod copies;
 pub mod cut;
 mod fetch;
 mod format;

@@ -38,13 +38,13 @@ impl Memory {
     /// Errors: [`mainstay_core::Code::Integrity`] when the log is shorter than it was, or another one.
     pub(crate) fn check(&self, state: &State) -> Result<()> {
         let Some((next, hash)) = self.remembered() else { return Ok(()) };
-        let rolled_back =
-            state.next_sequence() < next || (state.next_sequence() == next && state.head_hash() != hash);
-        if rolled_back {
-            let what = format!(
-                "the repository was rolled back: its log ends at {}, and was at {next}",
-                state.next_sequence()
-            );
+        if state.head_hash_at(next) != Some(hash) {
+            let how = if state.next_sequence() < next {
+                format!("its log ends at {}, and was at {next}", state.next_sequence())
+            } else {
+                format!("its log went another way before number {next}")
+            };
+            let what = format!("the repository was rolled back: {how}");
             return Err(Error::integrity(what).hint(format!(
                 "find out who put an older copy there; if you did so yourself, remove {}",
                 self.head.display()

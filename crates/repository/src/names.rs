@@ -18,6 +18,14 @@ pub(crate) fn log_record(sequence: u64) -> String {
     format!("{LOG}/{sequence:016x}")
 }
 
+/// The number in the name of a record or of its copy.
+pub(crate) fn log_sequence(name: &str) -> Option<u64> {
+    let digits = name.rsplit('/').next()?;
+    let sequence = u64::from_str_radix(digits, 16).ok()?;
+    let record = log_record(sequence);
+    (name == record || name == copy_of(&record)).then_some(sequence)
+}
+
 pub(crate) fn point(id: &Id16) -> String {
     format!("{POINTS}/{id}")
 }

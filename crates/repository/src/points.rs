@@ -121,7 +121,8 @@ impl Points {
         })
     }
 
-    fn read_copy(&self, name: &str, id: &PointId, expected: &[u8; 32]) -> Result<Loaded> {
+    /// Reads one copy, under its own name.
+    pub(crate) fn read_copy(&self, name: &str, id: &PointId, expected: &[u8; 32]) -> Result<Loaded> {
         let bytes = self.shared.store.get_whole(name, POINT_BYTES_MAX)?;
         let family = self.shared.family();
         let stored = StoredPoint::decode(family, &bytes, |writer| {

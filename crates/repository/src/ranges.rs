@@ -10,12 +10,6 @@ use crate::codec::{Decoder, Encode};
 pub(crate) struct Ranges(Vec<Range<u32>>);
 
 impl Ranges {
-    pub(crate) fn up_to(end: u32) -> Self {
-        let mut ranges = Self::default();
-        ranges.insert(0..end);
-        ranges
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -7,7 +7,6 @@ use crate::fetch::{Fetch, Sealed};
 use crate::format::pack::{BlockKind, BuiltPack, GroupHeader, PackBuilder, PackId};
 use crate::format::segment::{Class, GroupId};
 use crate::log::random_id;
-use crate::log::record::GroupEntry;
 use crate::ranges::Ranges;
 
 /// Segments to copy, and the pack to take them from; any pack that holds them when it is `None`.
@@ -22,10 +21,10 @@ pub(crate) struct Wanted {
 pub(crate) fn copy(
     fetch: &Fetch,
     wanted: &[Wanted],
-    emit: &mut dyn FnMut(BuiltPack, Vec<GroupEntry>) -> Result<()>,
+    emit: &mut dyn FnMut(BuiltPack) -> Result<()>,
     unreadable: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<()> {
-    let mut open: Option<(PackBuilder, Vec<GroupEntry>)> = None;
+    let mut open: Option<PackBuilder> = None;
     for want in wanted {
         let group = match read_group(fetch, want) {
             Ok(group) => group,
@@ -34,21 +33,18 @@ pub(crate) fn copy(
                 continue;
             }
         };
-        let (builder, groups) = match &mut open {
+        let builder = match &mut open {
             Some(open) => open,
-            None => open.insert((PackBuilder::new(random_id()?), Vec::new())),
+            None => open.insert(PackBuilder::new(random_id()?)),
         };
-        group.add_to(want, builder, groups);
+        group.add_to(builder);
         if builder.length() >= fetch.shared().tuning.pack_bytes
-            && let Some((builder, groups)) = open.take()
+            && let Some(builder) = open.take()
         {
-            emit(builder.finish(), groups)?;
+            emit(builder.finish())?;
         }
     }
-    match open {
-        Some((builder, groups)) => emit(builder.finish(), groups),
-        None => Ok(()),
-    }
+    open.map_or(Ok(()), |builder| emit(builder.finish()))
 }
 
 /// What is copied of one group: no more than the pack that it lies in.
@@ -60,23 +56,13 @@ struct SealedGroup {
 
 impl SealedGroup {
     /// A group that lay in several packs comes once for each of them, and is one group of the new pack.
-    fn add_to(self, want: &Wanted, builder: &mut PackBuilder, groups: &mut Vec<GroupEntry>) {
-        let known = groups.iter_mut().enumerate().find(|(_, entry)| entry.id == want.group);
-        let (index, is_new) = match known {
-            Some((index, entry)) => {
-                entry.segments.extend(&want.segments);
-                (index, false)
-            }
-            None => {
-                let class = self.header.class;
-                groups.push(GroupEntry { id: want.group, class, segments: want.segments.clone() });
-                (builder.add_group(self.header), true)
-            }
-        };
+    fn add_to(self, builder: &mut PackBuilder) {
+        let known = builder.group(&self.header.id);
+        let index = known.unwrap_or_else(|| builder.add_group(self.header));
         for (ordinal, bytes) in self.segments {
             builder.push(index, BlockKind::Segment, ordinal, bytes);
         }
-        if let Some(directory) = self.directory.filter(|_| is_new) {
+        if let Some(directory) = self.directory.filter(|_| known.is_none()) {
             builder.push(index, BlockKind::Directory, 0, directory);
         }
     }

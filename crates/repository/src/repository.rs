@@ -22,7 +22,7 @@ use crate::shared::{Shared, Tuning};
 use crate::sign::SigningKey;
 use crate::write::{PointWriter, WriteRequest};
 
-const SLOT_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const SLOT_BYTES_MAX: u64 = 1 << 20;
 
 /// What opening a repository needs beside a key.
 #[derive(Clone)]
@@ -120,39 +120,30 @@ impl Repository {
     ///
     /// Errors: [`Code::NoRepository`].
     pub fn identify(store: &dyn BlobStore) -> Result<FamilyId> {
-        Config::load(store).map(|config| config.family)
+        Config::load(store, None).map(|config| config.family)
     }
 
     /// Errors: [`Code::NoRepository`], [`Code::WrongKey`] when nothing opens with `unlock`, [`Code::Integrity`]
     /// when the store was rolled back.
     pub fn open(store: Arc<dyn BlobStore>, unlock: &Unlock<'_>, options: &Options) -> Result<Self> {
-        let config = Config::load(store.as_ref())?;
-        let ring = match unlock {
-            Unlock::Ring(ring) => KeyRing::clone(ring),
-            _ => open_slots(store.as_ref(), &config, unlock)?,
+        let (config, ring) = match unlock {
+            Unlock::Ring(ring) => (Config::load(store.as_ref(), Some(&ring.family()))?, KeyRing::clone(ring)),
+            _ => {
+                let config = Config::load(store.as_ref(), None)?;
+                let ring = open_slots(store.as_ref(), &config, unlock)?;
+                (config, ring)
+            }
         };
-        if ring.family() != config.family {
-            let what = format!("this key belongs to repository {}, not to {}", ring.family(), config.family);
-            return Err(
-                Error::new(Code::WrongKey, what).hint("use the key that was made with this repository")
-            );
-        }
         let this = Self::assemble(store, ring, &config, options);
-        this.refresh()?;
+        this.refresh_past_gaps()?;
         Ok(this)
     }
 
     fn assemble(store: Arc<dyn BlobStore>, ring: KeyRing, config: &Config, options: &Options) -> Self {
-        let log = Log {
-            store: Arc::clone(&store),
-            family: config.family,
-            root: config.root,
-            clock: Arc::clone(&options.clock),
-        };
+        let log = Log { store, family: config.family, root: config.root, clock: Arc::clone(&options.clock) };
         let folder = options.state.as_ref().map(|state| memory::folder(state, &config.family));
         let memory = folder.as_deref().map(Memory::new);
-        let shared =
-            Arc::new(Shared::new(store, Arc::clone(&options.clock), ring, log, folder, options.tuning));
+        let shared = Arc::new(Shared::new(ring, log, config.features, folder, options.tuning));
         Self {
             fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
             points: Points::new(Arc::clone(&shared)),
@@ -177,6 +168,15 @@ impl Repository {
     /// Reads what was appended to the log since.
     pub fn refresh(&self) -> Result<()> {
         self.shared.refresh()?;
+        self.check_memory()
+    }
+
+    pub(crate) fn refresh_past_gaps(&self) -> Result<()> {
+        self.shared.refresh_past_gaps()?;
+        self.check_memory()
+    }
+
+    fn check_memory(&self) -> Result<()> {
         if let Some(memory) = &self.memory {
             memory.check(&self.shared.state())?;
         }
@@ -253,6 +253,11 @@ impl Repository {
                 let Some(point) = state.point(id).filter(|point| !point.expired) else {
                     return Err(Error::new(Code::NotFound, format!("there is no point {id}")));
                 };
+                if point.entry.retain_until > moment {
+                    let what =
+                        format!("point {id} is retained until {} s", point.entry.retain_until.seconds());
+                    return Err(Error::new(Code::Refused, what));
+                }
                 let held =
                     point.holds().into_iter().find(|hold| hold.until.is_none_or(|until| until > moment));
                 if let Some(hold) = held {
@@ -278,7 +283,7 @@ impl Repository {
             log_next: state.next_sequence(),
             newest: state.newest_time(),
             log_damage: state.damage().to_vec(),
-            log_voids: state.voids(),
+            log_voids: state.voids().len() as u64,
             ..Stats::default()
         };
         for pack in state.packs().filter(|pack| pack.status != PackStatus::Deleted) {
@@ -375,22 +380,36 @@ fn read_slots(store: &dyn BlobStore) -> Result<Vec<Vec<u8>>> {
     Ok(slots)
 }
 
+/// Whether another slot may open where this one did not.
+fn passed_over(code: Code) -> bool {
+    matches!(code, Code::WrongKey | Code::Integrity | Code::TooNew | Code::Unsupported)
+}
+
 fn open_slots(store: &dyn BlobStore, config: &Config, unlock: &Unlock<'_>) -> Result<KeyRing> {
+    if let Unlock::Kit(kit) = unlock
+        && !kit.belongs_to(&config.family)
+    {
+        let what = format!("this recovery kit belongs to another repository than {}", config.family.short());
+        return Err(Error::new(Code::WrongKey, what)
+            .hint("look for the kit on which this repository's id is printed"));
+    }
     let slots = read_slots(store)?;
     for bytes in &slots {
-        let opened = match (slot::read_header(bytes)?.lock, unlock) {
+        // One for a newer version, or damaged.
+        let Ok(header) = slot::read_header(bytes) else { continue };
+        let opened = match (header.lock, unlock) {
             (Lock::Passphrase { .. }, Unlock::Passphrase(passphrase)) => {
                 slot::open_with_passphrase(bytes, passphrase)
             }
             (Lock::Key, Unlock::KeyFile(key)) => slot::open_with_key(bytes, key),
-            // Its error says which repository it opens.
-            (Lock::Key, Unlock::Kit(kit)) if !kit.belongs_to(&config.family) => return kit.open_slot(bytes),
             (Lock::Key, Unlock::Kit(kit)) => kit.open_slot(bytes),
             _ => continue,
         };
         match opened {
-            Ok(ring) => return Ok(ring),
-            Err(error) if matches!(error.code(), Code::WrongKey | Code::Integrity) => {}
+            Ok(ring) if ring.family() == config.family => return Ok(ring),
+            // Another repository's slot, another passphrase's, or one that this machine cannot stretch.
+            Ok(_) => {}
+            Err(error) if passed_over(error.code()) => {}
             Err(error) => return Err(error),
         }
     }

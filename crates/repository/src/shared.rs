@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use mainstay_core::{BlobStore, Clock, Code, Error, Result};
 
+use crate::config::Features;
 use crate::keys::{DomainKeys, FamilyId, KeyRing, Powers};
 use crate::log::Log;
 use crate::log::record::Change;
@@ -39,14 +40,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(
-        store: Arc<dyn BlobStore>,
-        clock: Arc<dyn Clock>,
         ring: KeyRing,
         log: Log,
+        features: Features,
         folder: Option<PathBuf>,
         tuning: Tuning,
     ) -> Self {
-        Self { store, clock, ring, log, folder, tuning, state: RwLock::default() }
+        let (store, clock) = (Arc::clone(&log.store), Arc::clone(&log.clock));
+        Self { store, clock, ring, log, folder, tuning, state: RwLock::new(State::starting_with(features)) }
     }
 
     pub(crate) fn family(&self) -> &FamilyId {
@@ -65,6 +66,11 @@ impl Shared {
     /// Reads the tail of the log; whether there was anything new.
     pub(crate) fn refresh(&self) -> Result<bool> {
         Ok(self.log.read(&mut self.state_mut())? > 0)
+    }
+
+    /// As [`Shared::refresh`], looking behind records that are lost.
+    pub(crate) fn refresh_past_gaps(&self) -> Result<()> {
+        self.log.read_past_gaps(&mut self.state_mut()).map(drop)
     }
 
     /// Appends what `decide` makes of the newest state, signed as a holder of `power`; see [`Log::append`].

@@ -8,14 +8,18 @@ use mainstay_core::{Code, Counts, Error, Event, ItemPath, Phase, PointId, Progre
 
 use crate::fetch::{MetaPages, StructurePages};
 use crate::format::item::{Recipe, StoredItem, path_of_key};
-use crate::format::pack::{BlockKind, HEADER_BYTES, PackId, block_digest, check_header};
+use crate::format::pack::{
+    BlockKind, Footer, HEADER_BYTES, TRAILERS_BYTES, Trailer, block_digest, check_header,
+};
 use crate::format::page::{Page, PageKind, PageRef, for_each_page};
 use crate::format::run::Run;
 use crate::format::segment::{Class, GroupId};
+use crate::log::record::PackEntry;
 use crate::log::state::{PackStatus, PointState};
 use crate::names;
+use crate::points::Loaded;
 use crate::ranges::Ranges;
-use crate::read::recipe::check_run;
+use crate::read::recipe::{Runs, check_run};
 use crate::repository::Repository;
 
 /// What is checked.
@@ -35,6 +39,8 @@ pub struct VerifyReport {
     pub chunks: u64,
     /// What is wrong, for people.
     pub problems: Vec<String>,
+    /// Damage that a second copy makes good: nothing is lost, but nothing more may happen.
+    pub degraded: Vec<String>,
     /// Items that cannot be restored whole, with the points they are in.
     pub lost: BTreeMap<ItemPath, BTreeSet<PointId>>,
     /// Points in which nothing is wrong.
@@ -52,11 +58,14 @@ const LOST_MAX: usize = 100_000;
 /// Packs are read in pieces of this size.
 const READ_BYTES: u64 = 4 << 20;
 
+/// Segments, by group.
+type Reached = BTreeMap<GroupId, Ranges>;
+
 #[derive(Default)]
 struct Findings {
     report: VerifyReport,
     /// Segments that cannot be had, and groups whose directory cannot.
-    bad: BTreeMap<GroupId, Ranges>,
+    bad: Reached,
     damaged_points: BTreeSet<PointId>,
 }
 
@@ -83,13 +92,20 @@ impl Findings {
     }
 }
 
+fn reach(reached: &mut Reached, group: &GroupId, first: u32, last: u32) {
+    reached.entry(*group).or_default().insert(first..last.saturating_add(1));
+}
+
 impl Repository {
     /// Errors only when checking is impossible; damage is in the report.
     pub fn verify(&self, scope: &VerifyScope, progress: &dyn Progress) -> Result<VerifyReport> {
         progress.event(&Event::Phase(Phase::Verifying));
-        self.refresh()?;
+        self.refresh_past_gaps()?;
         let mut findings = Findings::default();
         self.verify_log(&mut findings);
+        if scope.points.is_empty() {
+            self.verify_copies(&mut findings.report)?;
+        }
         let state = self.shared.state().clone();
         let chosen = |point: &&&PointState| scope.points.is_empty() || scope.points.contains(&point.entry.id);
         let live = state.live_points();
@@ -116,19 +132,18 @@ impl Repository {
                 "the log is broken before record {sequence}: a record was lost or replaced"
             ));
         }
-        if state.voids() > 0 {
-            findings.problem(format!("{} numbers of the log hold nothing valid", state.voids()));
+        for sequence in state.voids() {
+            findings.problem(format!("number {sequence} of the log holds no record of anybody's"));
         }
     }
 
-    /// What each point says it reaches. Without the collector's power the lists cannot be opened, and trees alone
-    /// are checked.
+    /// What each point reaches: as its list says or, without the collector's power, as its tree does.
     fn verify_references(
         &self,
         points: &[PointId],
         findings: &mut Findings,
         progress: &dyn Progress,
-    ) -> Result<BTreeMap<PointId, BTreeMap<GroupId, Ranges>>> {
+    ) -> Result<BTreeMap<PointId, Reached>> {
         let mut reached = BTreeMap::new();
         for id in points {
             progress.check()?;
@@ -140,27 +155,13 @@ impl Repository {
                     continue;
                 }
             };
-            if self.shared.ring.structure_secret().is_err() {
-                continue;
-            }
-            let mut list: BTreeMap<GroupId, Ranges> = BTreeMap::new();
-            let Some(root) = loaded.header.references else {
-                reached.insert(*id, list);
-                continue;
+            let list = if self.shared.ring.structure_secret().is_ok() {
+                self.listed(&loaded)
+            } else {
+                self.reached_by_tree(&loaded)
             };
-            let pages = StructurePages(Arc::clone(&self.fetch));
-            let walked = for_each_page(&pages, PageKind::References, &root, &mut |page_ref, page| {
-                list.entry(page_ref.group)
-                    .or_default()
-                    .insert(page_ref.segment..page_ref.segment.saturating_add(1));
-                for index in 0..if page.level == 0 { page.len() } else { 0 } {
-                    let (group, segments) = crate::collect::reference(page, index)?;
-                    list.entry(group).or_default().extend(&segments);
-                }
-                Ok(true)
-            });
-            match walked {
-                Ok(()) => {
+            match list {
+                Ok(list) => {
                     reached.insert(*id, list);
                 }
                 Err(error) => {
@@ -172,11 +173,59 @@ impl Repository {
         Ok(reached)
     }
 
+    fn listed(&self, point: &Loaded) -> Result<Reached> {
+        let mut list = Reached::new();
+        let Some(root) = point.header.references else { return Ok(list) };
+        let pages = StructurePages(Arc::clone(&self.fetch));
+        for_each_page(&pages, PageKind::References, &root, &mut |page_ref, page| {
+            reach(&mut list, &page_ref.group, page_ref.segment, page_ref.segment);
+            for index in 0..if page.level == 0 { page.len() } else { 0 } {
+                let (group, segments) = crate::collect::reference(page, index)?;
+                list.entry(group).or_default().extend(&segments);
+            }
+            Ok(true)
+        })?;
+        Ok(list)
+    }
+
+    fn reached_by_tree(&self, point: &Loaded) -> Result<Reached> {
+        let mut reached = Reached::new();
+        let Some(body) = &point.body else { return Ok(reached) };
+        let pages = MetaPages::new(&self.fetch);
+        if let Some(root) = &body.skips {
+            for_each_page(&pages, PageKind::Skips, root, &mut |page_ref, _| {
+                reach(&mut reached, &page_ref.group, page_ref.segment, page_ref.segment);
+                Ok(true)
+            })?;
+        }
+        let Some(root) = &body.items else { return Ok(reached) };
+        for_each_page(&pages, PageKind::Items, root, &mut |page_ref, page| {
+            reach(&mut reached, &page_ref.group, page_ref.segment, page_ref.segment);
+            for index in 0..if page.level == 0 { page.len() } else { 0 } {
+                let item = StoredItem::decode(page.value(index), &page.groups)?;
+                if let Recipe::Pages { root, .. } = &item.recipe {
+                    for_each_page(&pages, PageKind::Recipe, root, &mut |page_ref, _| {
+                        reach(&mut reached, &page_ref.group, page_ref.segment, page_ref.segment);
+                        Ok(true)
+                    })?;
+                }
+                let mut runs = Runs::of(&pages, &item.recipe)?;
+                while let Some(run) = runs.next()? {
+                    if let Run::Chunks { group, segment, last_segment, .. } = run {
+                        reach(&mut reached, &group, segment, last_segment);
+                    }
+                }
+            }
+            Ok(true)
+        })?;
+        Ok(reached)
+    }
+
     /// Checks that packs are there and, with `read_data`, every block against the digest in the footer. Needs no key.
     fn verify_packs(
         &self,
         scope: &VerifyScope,
-        reached: &BTreeMap<PointId, BTreeMap<GroupId, Ranges>>,
+        reached: &BTreeMap<PointId, Reached>,
         findings: &mut Findings,
         progress: &dyn Progress,
     ) -> Result<()> {
@@ -192,7 +241,7 @@ impl Repository {
         for pack in packs {
             progress.check()?;
             let entry = &pack.entry;
-            if let Err(error) = self.verify_pack(&entry.id, entry.length, scope.read_data, findings) {
+            if let Err(error) = self.verify_pack(entry, scope.read_data, findings) {
                 if !matches!(error.code(), Code::Integrity | Code::NotFound) {
                     return Err(error);
                 }
@@ -213,14 +262,36 @@ impl Repository {
         Ok(())
     }
 
-    fn verify_pack(&self, id: &PackId, length: u64, read_data: bool, findings: &mut Findings) -> Result<()> {
-        let name = names::pack(id);
-        let size = self.shared.store.size(&name)?;
-        if size != length {
+    /// Checks header, footers and trailers of a pack; the footer.
+    fn verify_ends(&self, entry: &PackEntry, findings: &mut Findings) -> Result<Footer> {
+        let (id, length, name) = (&entry.id, entry.length, names::pack(&entry.id));
+        let store = self.shared.store.as_ref();
+        let size = store.size(&name)?;
+        if size < length {
             return Err(Error::integrity(format!("it is {size} bytes long and was {length}")));
         }
-        let footer = self.fetch.footer(id)?;
-        check_header(&self.shared.store.get(&name, 0..HEADER_BYTES as u64)?, id)?;
+        let mut degraded = |what: &str| findings.report.degraded.push(format!("pack {id}: {what}"));
+        if size > length {
+            degraded("bytes follow its end");
+        }
+        if check_header(&store.get(&name, 0..HEADER_BYTES as u64)?, id).is_err() {
+            degraded("its header is damaged; reading does not need it");
+        }
+        let tail = store.get(&name, length.saturating_sub(TRAILERS_BYTES as u64)..length)?;
+        let trailer = Trailer::find(&tail, length, &entry.footer_hash)?;
+        if Trailer::decode_both(&tail, length).iter().any(|found| found.as_ref().ok() != Some(&trailer)) {
+            degraded("one of its two trailers is damaged");
+        }
+        let [first, second] = trailer.footers().map(|at| trailer.footer(&store.get(&name, at)?));
+        if first.is_ok() != second.is_ok() {
+            degraded("one of its two footers is damaged");
+        }
+        first.or(second)
+    }
+
+    fn verify_pack(&self, entry: &PackEntry, read_data: bool, findings: &mut Findings) -> Result<()> {
+        let (id, length, name) = (&entry.id, entry.length, names::pack(&entry.id));
+        let footer = self.verify_ends(entry, findings)?;
         if !read_data {
             return Ok(());
         }
@@ -274,11 +345,11 @@ impl Repository {
     /// Opens every reached segment of content and pages, and checks every chunk against its id.
     fn verify_chunks(
         &self,
-        reached: &BTreeMap<PointId, BTreeMap<GroupId, Ranges>>,
+        reached: &BTreeMap<PointId, Reached>,
         findings: &mut Findings,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let mut all: BTreeMap<GroupId, Ranges> = BTreeMap::new();
+        let mut all = Reached::new();
         for (group, segments) in reached.values().flatten() {
             all.entry(*group).or_default().extend(segments);
         }
@@ -311,13 +382,11 @@ impl Repository {
         let missing = || Error::integrity("the directory does not know this segment");
         let slots = directory.slots_of(segment).ok_or_else(missing)?;
         let mut rest = opened.as_slice();
-        let keys = self.shared.domain()?;
         for slot in slots.clone() {
             let (id, length) = directory.chunk(slot).ok_or_else(missing)?;
             let Some((chunk, after)) = rest.split_at_checked(*length as usize) else { return Err(missing()) };
             match sealed.header.class {
-                Class::Meta if blake3::keyed_hash(&keys.page_key, chunk).as_bytes() == &id.0 => {}
-                Class::Meta => return Err(Error::integrity("a page is not what its id says")),
+                Class::Meta => self.fetch.check_page(&id.0, chunk)?,
                 _ => self.fetch.check_chunk(id, chunk)?,
             }
             rest = after;
@@ -326,12 +395,7 @@ impl Repository {
     }
 
     /// Walks the tree of a point: every recipe must fit the directories and lie within what the point reaches.
-    fn verify_point(
-        &self,
-        id: &PointId,
-        reached: Option<&BTreeMap<GroupId, Ranges>>,
-        findings: &mut Findings,
-    ) {
+    fn verify_point(&self, id: &PointId, reached: Option<&Reached>, findings: &mut Findings) {
         let Ok(loaded) = self.points.load(id) else { return };
         let Some(items) = loaded.body.as_ref().and_then(|body| body.items) else { return };
         let mut paths = Vec::new();
@@ -348,7 +412,7 @@ impl Repository {
 
 struct PointWalk<'a> {
     repository: &'a Repository,
-    reached: Option<&'a BTreeMap<GroupId, Ranges>>,
+    reached: Option<&'a Reached>,
     findings: &'a Findings,
     /// Items that cannot be restored whole.
     paths: &'a mut Vec<ItemPath>,

@@ -1,6 +1,8 @@
 //! A pack: the object that segments travel in. Blocks one after another, then a footer that says where each is
 //! and what it hashes to, so that anyone can check a pack without a key and the collector can repack it.
 
+use std::ops::Range;
+
 use mainstay_core::{DomainId, Error, Id16, Result, WriterId};
 
 use crate::codec::{Decoder, Encode as _};
@@ -18,6 +20,9 @@ pub(crate) const TRAILER_BYTES: usize = 64;
 pub(crate) const TRAILERS_BYTES: usize = 2 * TRAILER_BYTES;
 /// No footer is longer.
 pub(crate) const FOOTER_BYTES_MAX: u64 = 64 << 20;
+/// No block is longer: a segment is far shorter, and so is the directory of a group, which is closed in time.
+const BLOCK_BYTES_MAX: u32 = 128 << 20;
+const PARITY_NONE: u8 = 0;
 
 /// What a block is. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,37 @@ pub(crate) struct GroupHeader {
     pub(crate) writer: WriterId,
     /// The group's key, wrapped to the content key (data, meta) or the structure key of the repository.
     pub(crate) wrapped_key: Vec<u8>,
+}
+
+impl GroupHeader {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.fixed(&self.id.0);
+        out.u8(self.class as u8);
+        out.fixed(&self.domain.0);
+        out.fixed(&self.writer.0);
+        out.bytes(&self.wrapped_key);
+    }
+
+    fn decode(input: &mut Decoder<'_>) -> Result<Self> {
+        let (id, class) = (input.id()?, input.u8()?);
+        let class = Class::from_number(class).ok_or_else(|| input.malformed("a class is not known"))?;
+        let (domain, writer) = (input.id()?, input.id()?);
+        Ok(Self { id, class, domain, writer, wrapped_key: input.bytes()?.to_vec() })
+    }
+}
+
+/// Says what a group is: the first 16 bytes of BLAKE3 over its header and the digest of its directory block. The log
+/// holds it, so that no later pack can put another key or another directory in the group's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupDigest(pub(crate) [u8; 16]);
+
+impl GroupDigest {
+    fn of(header: &GroupHeader, directory: Option<&[u8; 16]>) -> Self {
+        let mut bytes = Vec::new();
+        header.encode(&mut bytes);
+        bytes.fixed(directory.map(<[u8; 16]>::as_slice).unwrap_or_default());
+        Self(short(&blake3::derive_key("mainstay group digest 1", &bytes)))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,18 +109,19 @@ impl Footer {
         self.blocks.iter().find(|block| block.group == group && block.kind == BlockKind::Directory)
     }
 
+    /// Of a group of this pack.
+    pub(crate) fn group_digest(&self, group: usize) -> Option<GroupDigest> {
+        let directory = self.directory(group).map(|block| &block.digest);
+        self.groups.get(group).map(|header| GroupDigest::of(header, directory))
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        // Parity scheme: none. Others come with a length and their shards between the blocks and the footer.
-        out.u8(0);
+        // No parity. Other schemes put their shards between the blocks and the footer.
+        out.u8(PARITY_NONE);
+        out.bytes(&[]);
         out.varint(self.groups.len() as u64);
-        for group in &self.groups {
-            out.fixed(&group.id.0);
-            out.u8(group.class as u8);
-            out.fixed(&group.domain.0);
-            out.fixed(&group.writer.0);
-            out.bytes(&group.wrapped_key);
-        }
+        self.groups.iter().for_each(|group| group.encode(&mut out));
         out.varint(self.blocks.len() as u64);
         for block in &self.blocks {
             out.varint(block.group as u64);
@@ -100,20 +137,11 @@ impl Footer {
     /// `end` is where the footer starts: no block reaches beyond it, and none overlaps another.
     fn decode(bytes: &[u8], end: u64) -> Result<Self> {
         let mut input = Decoder::new("pack footer", bytes);
-        if input.u8()? != 0 {
-            return Err(Error::new(
-                mainstay_core::Code::TooNew,
-                "the pack has a parity scheme of a newer version",
-            ));
-        }
+        // Parity repairs; whoever does not know the scheme reads without it.
+        let (_scheme, _parameters) = (input.u8()?, input.bytes()?);
         let mut footer = Self::default();
         for _ in 0..input.count(50)? {
-            let id = input.id()?;
-            let class = input.u8()?;
-            let class = Class::from_number(class).ok_or_else(|| input.malformed("a class is not known"))?;
-            let (domain, writer) = (input.id()?, input.id()?);
-            let wrapped_key = input.bytes()?.to_vec();
-            footer.groups.push(GroupHeader { id, class, domain, writer, wrapped_key });
+            footer.groups.push(GroupHeader::decode(&mut input)?);
         }
         let mut next = HEADER_BYTES as u64;
         for _ in 0..input.count(21)? {
@@ -125,22 +153,26 @@ impl Footer {
             };
             let (ordinal, offset, length) = (input.varint_u32()?, input.varint()?, input.varint_u32()?);
             let block = Block { group, kind, ordinal, offset, length, digest: input.array()? };
-            if group >= footer.groups.len() || offset < next || offset.saturating_add(u64::from(length)) > end
-            {
+            let ends = offset.saturating_add(u64::from(length));
+            if group >= footer.groups.len() || offset < next || ends > end || length > BLOCK_BYTES_MAX {
                 return Err(input.malformed("a block lies where it cannot"));
             }
             next = offset + u64::from(length);
             footer.blocks.push(block);
         }
-        input.end()?;
+        input.later_fields()?;
         Ok(footer)
     }
 }
 
 pub(crate) fn block_digest(bytes: &[u8]) -> [u8; 16] {
-    let mut digest = [0; 16];
-    digest.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
-    digest
+    short(blake3::hash(bytes).as_bytes())
+}
+
+fn short(hash: &[u8; 32]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&hash[..16]);
+    short
 }
 
 /// A pack being put together in memory.
@@ -157,6 +189,7 @@ pub(crate) struct BuiltPack {
     pub(crate) parts: Vec<Vec<u8>>,
     pub(crate) length: u64,
     pub(crate) footer_hash: [u8; 32],
+    pub(crate) footer: Footer,
 }
 
 impl PackBuilder {
@@ -175,6 +208,11 @@ impl PackBuilder {
     pub(crate) fn add_group(&mut self, header: GroupHeader) -> usize {
         self.footer.groups.push(header);
         self.footer.groups.len() - 1
+    }
+
+    /// The index of a group that was added.
+    pub(crate) fn group(&self, id: &GroupId) -> Option<usize> {
+        self.footer.group(id)
     }
 
     pub(crate) fn push(&mut self, group: usize, kind: BlockKind, ordinal: u32, bytes: Vec<u8>) {
@@ -206,9 +244,9 @@ impl PackBuilder {
         trailer.u64(footer.len() as u64);
         trailer.fixed(&footer_hash);
         trailer.resize(TRAILER_BYTES, 0);
-        self.length += (footer.len() + TRAILERS_BYTES) as u64;
-        self.parts.extend([footer, trailer.clone(), trailer]);
-        BuiltPack { id: self.id, parts: self.parts, length: self.length, footer_hash }
+        self.length += (2 * footer.len() + TRAILERS_BYTES) as u64;
+        self.parts.extend([footer.clone(), footer, trailer.clone(), trailer]);
+        BuiltPack { id: self.id, parts: self.parts, length: self.length, footer_hash, footer: self.footer }
     }
 }
 
@@ -221,15 +259,28 @@ pub(crate) struct Trailer {
 }
 
 impl Trailer {
-    /// `tail` is the end of the pack, at least [`TRAILERS_BYTES`]; `pack_length` its whole length.
-    pub(crate) fn decode(tail: &[u8], pack_length: u64) -> Result<Self> {
-        let start = tail.len().saturating_sub(TRAILERS_BYTES);
-        let trailers = tail.get(start..).unwrap_or_default();
-        let second = trailers.get(TRAILER_BYTES..).unwrap_or_default();
-        Self::decode_one(second, pack_length).or_else(|_damaged| Self::decode_one(trailers, pack_length))
+    /// The trailer of the footer with this hash. `tail` is the end of the pack, at least [`TRAILERS_BYTES`];
+    /// `pack_length` its whole length.
+    pub(crate) fn find(tail: &[u8], pack_length: u64, footer_hash: &[u8; 32]) -> Result<Self> {
+        let mut failed = Error::integrity("the pack is too short to have a trailer");
+        for trailer in Self::decode_both(tail, pack_length) {
+            match trailer {
+                Ok(trailer) if trailer.footer_hash == *footer_hash => return Ok(trailer),
+                Ok(_) => failed = Error::integrity("the pack is not the one that was committed"),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 
-    fn decode_one(bytes: &[u8], pack_length: u64) -> Result<Self> {
+    /// Both trailers, each by itself.
+    pub(crate) fn decode_both(tail: &[u8], pack_length: u64) -> Vec<Result<Self>> {
+        let start = tail.len().saturating_sub(TRAILERS_BYTES);
+        let trailers = tail.get(start..).unwrap_or_default().chunks(TRAILER_BYTES);
+        trailers.map(|bytes| Self::decode(bytes, pack_length)).collect()
+    }
+
+    fn decode(bytes: &[u8], pack_length: u64) -> Result<Self> {
         let mut input = Decoder::new("pack trailer", bytes);
         input.expect(TRAILER_MAGIC)?;
         if input.u16()? != VERSION || input.u16()? != 0 {
@@ -237,12 +288,23 @@ impl Trailer {
         }
         let trailer =
             Self { footer_offset: input.u64()?, footer_length: input.u64()?, footer_hash: input.array()? };
-        let end = trailer.footer_offset.checked_add(trailer.footer_length);
-        let fits = end.and_then(|end| end.checked_add(TRAILERS_BYTES as u64)) == Some(pack_length);
-        if !fits || trailer.footer_length > FOOTER_BYTES_MAX || trailer.footer_offset < HEADER_BYTES as u64 {
+        let Self { footer_offset, footer_length, .. } = trailer;
+        let footers = footer_length.checked_mul(2).and_then(|both| both.checked_add(footer_offset));
+        let fits = footers.and_then(|end| end.checked_add(TRAILERS_BYTES as u64)) == Some(pack_length);
+        if !fits || footer_length > FOOTER_BYTES_MAX || footer_offset < HEADER_BYTES as u64 {
             return Err(input.malformed("it points outside the pack"));
         }
+        if input.u64()? != 0 {
+            return Err(input.malformed("a reserved field is used"));
+        }
+        input.end()?;
         Ok(trailer)
+    }
+
+    /// Where the footer stands, twice.
+    pub(crate) fn footers(&self) -> [Range<u64>; 2] {
+        let middle = self.footer_offset + self.footer_length;
+        [self.footer_offset..middle, middle..middle + self.footer_length]
     }
 
     /// Checks the footer's bytes against the hash and reads them.
@@ -269,10 +331,10 @@ pub(crate) fn check_header(bytes: &[u8], id: &PackId) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BlockKind, Class, GroupHeader, PackBuilder, TRAILER_BYTES, TRAILERS_BYTES, Trailer};
+    use super::{BlockKind, Class, GroupHeader, PackBuilder, Trailer};
     use mainstay_core::Id16;
 
-    fn built() -> (Vec<u8>, super::Footer) {
+    fn built() -> (Vec<u8>, super::Footer, [u8; 32]) {
         let mut builder = PackBuilder::new(Id16([1; 16]));
         let group = builder.add_group(GroupHeader {
             id: Id16([2; 16]),
@@ -283,35 +345,43 @@ mod tests {
         });
         builder.push(group, BlockKind::Segment, 0, vec![6; 4096]);
         builder.push(group, BlockKind::Directory, 0, vec![7; 99]);
-        let footer = builder.footer.clone();
-        (builder.finish().parts.concat(), footer)
+        let pack = builder.finish();
+        (pack.parts.concat(), pack.footer, pack.footer_hash)
+    }
+
+    fn read(bytes: &[u8], hash: &[u8; 32]) -> mainstay_core::Result<super::Footer> {
+        let trailer = Trailer::find(bytes, bytes.len() as u64, hash)?;
+        let [first, second] = trailer.footers().map(|at| &bytes[at.start as usize..at.end as usize]);
+        trailer.footer(first).or_else(|_damaged| trailer.footer(second))
     }
 
     #[test]
-    fn the_footer_is_found_from_either_trailer() {
-        let (bytes, footer) = built();
-        for damaged in [0, bytes.len() - 1, bytes.len() - TRAILER_BYTES - 10] {
+    fn no_single_damage_takes_the_footer_away() {
+        let (bytes, footer, hash) = built();
+        for index in 0..bytes.len() {
             let mut bytes = bytes.clone();
-            bytes[damaged] ^= 1;
-            let Ok(trailer) = Trailer::decode(&bytes, bytes.len() as u64) else { panic!("byte {damaged}") };
-            let start = trailer.footer_offset as usize;
-            let end = bytes.len() - TRAILERS_BYTES;
-            if trailer.footer_hash == *blake3::hash(&bytes[start..end]).as_bytes() {
-                assert_eq!(trailer.footer(&bytes[start..end]).unwrap(), footer);
-            }
+            bytes[index] ^= 1;
+            assert_eq!(read(&bytes, &hash).unwrap(), footer, "byte {index}");
         }
     }
 
     #[test]
-    fn a_damaged_footer_or_length_is_refused() {
-        let (bytes, _) = built();
-        let trailer = Trailer::decode(&bytes, bytes.len() as u64).unwrap();
-        assert!(Trailer::decode(&bytes, bytes.len() as u64 + 1).is_err());
-        let start = trailer.footer_offset as usize;
-        for index in start..start + trailer.footer_length as usize {
-            let mut bad = bytes[start..start + trailer.footer_length as usize].to_vec();
-            bad[index - start] ^= 1;
-            assert!(trailer.footer(&bad).is_err());
+    fn nothing_else_is_taken_for_the_footer() {
+        let (bytes, _, hash) = built();
+        assert!(Trailer::find(&bytes, bytes.len() as u64 + 1, &hash).is_err());
+        assert!(Trailer::find(&bytes, bytes.len() as u64, &[0; 32]).is_err());
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length], &hash).is_err(), "length {length}");
         }
+    }
+
+    #[test]
+    fn parity_and_fields_of_later_versions_are_passed_over() {
+        let (_, footer, _) = built();
+        let mut bytes = footer.encode();
+        assert_eq!(bytes[..2], [0, 0]);
+        bytes.splice(..2, [7, 3, 1, 2, 3]);
+        bytes.extend([200, 1, 9]);
+        assert_eq!(super::Footer::decode(&bytes, 1 << 20).unwrap(), footer);
     }
 }

@@ -12,14 +12,17 @@ use std::time::Duration;
 
 use mainstay_core::{BlobStore, Clock, Code, Error, Id16, Put, Result};
 
+use crate::config::Duty;
 use crate::keys::FamilyId;
 use crate::names;
 use crate::sign::{SigningKey, VerifyingKey};
-use record::{Change, Record};
+use record::{Change, Decoded, Record};
 use state::State;
 
 /// Somebody else always being faster this often in a row means that something is wrong.
 const ATTEMPTS_MAX: u32 = 1000;
+/// So many records in a row may be lost, and the later ones are still found.
+const GAP_MAX: u64 = 1 << 12;
 
 pub(crate) struct Log {
     pub(crate) store: Arc<dyn BlobStore>,
@@ -29,8 +32,8 @@ pub(crate) struct Log {
 }
 
 enum Found {
-    Record(Box<Record>, [u8; 32]),
-    /// The number is taken by bytes that nobody with the power to write them wrote.
+    Record(Decoded, [u8; 32]),
+    /// The number is taken by bytes that are no record of anybody's.
     Void,
     Absent,
 }
@@ -38,21 +41,55 @@ enum Found {
 impl Log {
     /// Applies every record that `state` has not seen. Returns how many.
     pub(crate) fn read(&self, state: &mut State) -> Result<u64> {
+        self.read_to(state, None)
+    }
+
+    /// As [`Log::read`], and does not take a lost record for the end of the log: costs a listing.
+    pub(crate) fn read_past_gaps(&self, state: &mut State) -> Result<u64> {
+        let last = self.last_number(state.next_sequence())?;
+        self.read_to(state, last)
+    }
+
+    /// The highest number that is taken, unless more than [`GAP_MAX`] before it are not: a blob of that name is not of
+    /// this log.
+    fn last_number(&self, from: u64) -> Result<Option<u64>> {
+        let mut taken = Vec::new();
+        for prefix in [names::LOG.to_owned(), names::copy_of(names::LOG)] {
+            self.store.list(&prefix, &mut |listed| {
+                taken.extend(names::log_sequence(&listed.name).filter(|number| *number >= from));
+                Ok(())
+            })?;
+        }
+        taken.sort_unstable();
+        let mut reached = from;
+        taken.retain(|number| {
+            let near = number.saturating_sub(reached) <= GAP_MAX;
+            reached = if near { *number } else { reached };
+            near
+        });
+        Ok(taken.last().copied())
+    }
+
+    /// `last` is a number that is known to be taken.
+    fn read_to(&self, state: &mut State, last: Option<u64>) -> Result<u64> {
         let before = state.next_sequence();
         loop {
-            let sequence = state.next_sequence();
-            match self.find(sequence, state)? {
-                Found::Absent => return Ok(sequence - before),
-                Found::Void => state.skip_void(),
-                Found::Record(record, hash) => state.apply(*record, hash),
+            match self.find(state.next_sequence(), state)? {
+                Found::Absent if last.is_none_or(|last| last < state.next_sequence()) => break,
+                // Whoever wrote the later record had read this one.
+                Found::Absent => state.pass_void(),
+                Found::Void => state.pass_void(),
+                Found::Record(Decoded::Idle, hash) => state.pass_idle(hash),
+                Found::Record(Decoded::Effective(record), hash) => state.apply(*record, hash),
             }
         }
+        state.features().require(Duty::Read)?;
+        Ok(state.next_sequence() - before)
     }
 
     fn find(&self, sequence: u64, state: &State) -> Result<Found> {
         let name = names::log_record(sequence);
         let mut found = Found::Absent;
-        let mut too_new = None;
         for name in [&name, &names::copy_of(&name)] {
             let bytes = match self.store.get_whole(name, record::RECORD_BYTES_MAX) {
                 Ok(bytes) => bytes,
@@ -63,16 +100,16 @@ impl Log {
                 }
                 Err(error) => return Err(error),
             };
-            match Record::decode(&self.family, sequence, &bytes, |writer, change| {
-                state.signer_of(&self.root, writer, change)
-            }) {
-                Ok(record) => return Ok(Found::Record(Box::new(record), *blake3::hash(&bytes).as_bytes())),
-                // Rot can look like that, so the copy is asked first.
-                Err(error) if error.code() == Code::TooNew => too_new = Some(error),
+            match self.decode(sequence, &bytes, state) {
+                Ok(decoded) => return Ok(Found::Record(decoded, *blake3::hash(&bytes).as_bytes())),
                 Err(_void) => found = Found::Void,
             }
         }
-        too_new.map_or(Ok(found), Err)
+        Ok(found)
+    }
+
+    pub(crate) fn decode(&self, sequence: u64, bytes: &[u8], state: &State) -> Result<Decoded> {
+        Record::decode(&self.family, sequence, bytes, |writer| state.signer(&self.root, writer))
     }
 
     /// Appends the change that `decide` makes of the newest state, and applies it. `decide` is asked again
@@ -91,11 +128,19 @@ impl Log {
         for attempt in 0..ATTEMPTS_MAX {
             self.read(state)?;
             let change = decide(state)?;
+            state.features().require(change.duty())?;
+            let writer = signer.verifying_key().writer_id();
+            if !state.signer(&self.root, &writer).is_some_and(|signer| signer.may(&change)) {
+                let what = format!("writer {writer} was not admitted to this repository, or was revoked");
+                return Err(
+                    Error::new(Code::NoPower, what).hint("ask the owner of the repository for a new key")
+                );
+            }
             let record = Record {
                 sequence: state.next_sequence(),
                 previous: state.head_hash(),
                 commit: random_id()?,
-                writer: signer.verifying_key().writer_id(),
+                writer,
                 time: self.clock.now(),
                 change,
             };

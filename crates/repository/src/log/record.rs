@@ -3,7 +3,8 @@
 use mainstay_core::{Code, DomainId, Error, Id16, PointId, Result, Time, WriterId};
 
 use crate::codec::{Decoder, Encode as _};
-use crate::format::pack::PackId;
+use crate::config::{Duty, Features};
+use crate::format::pack::{BlockKind, BuiltPack, GroupDigest, GroupHeader, PackId};
 use crate::format::segment::{Class, GroupId};
 use crate::keys::{FamilyId, Powers};
 use crate::ranges::Ranges;
@@ -16,6 +17,7 @@ const SIGNATURE_CONTEXT: &str = "mainstay log record 1";
 /// No record is longer. A commit says about 100 bytes for every pack it adds, and writers register packs as they
 /// go, so none comes near.
 pub(crate) const RECORD_BYTES_MAX: u64 = 16 << 20;
+const PACK_ENTRY_BYTES_MIN: usize = 65;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -62,6 +64,9 @@ pub(crate) enum Change {
     Delete {
         packs: Vec<PackId>,
     },
+    /// Signed by the root key: from here on readers, writers and collectors must know more; see
+    /// [`crate::config::Features`].
+    Features(Features),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +81,8 @@ pub(crate) struct PackEntry {
     pub(crate) id: PackId,
     pub(crate) length: u64,
     pub(crate) footer_hash: [u8; 32],
+    /// The medium keeps it until then; it is not deleted before. Zero: not promised.
+    pub(crate) retain_until: Time,
     pub(crate) groups: Vec<GroupEntry>,
 }
 
@@ -84,6 +91,8 @@ pub(crate) struct PackEntry {
 pub(crate) struct GroupEntry {
     pub(crate) id: GroupId,
     pub(crate) class: Class,
+    /// What the group is; see [`GroupDigest`]. The first record that names a group says it for good.
+    pub(crate) digest: GroupDigest,
     pub(crate) segments: Ranges,
 }
 
@@ -101,6 +110,8 @@ pub(crate) struct PointEntry {
     pub(crate) id: PointId,
     /// Of its signed header.
     pub(crate) hash: [u8; 32],
+    /// It does not expire before. Zero: not promised.
+    pub(crate) retain_until: Time,
 }
 
 /// A later fact about a point. The numbers are part of the format.
@@ -124,18 +135,27 @@ impl Change {
             Self::Expire { .. } => 5,
             Self::Condemn { .. } => 6,
             Self::Delete { .. } => 7,
+            Self::Features(_) => 8,
         }
     }
 
     /// What the signer of such a record must be able to do; `None` for the root key's own.
     pub(crate) fn needs(&self) -> Option<Powers> {
         match self {
-            Self::Genesis { .. } | Self::Writer(_) => None,
+            Self::Genesis { .. } | Self::Writer(_) | Self::Features(_) => None,
             Self::Commit { .. } => Some(Powers::WRITE),
             // A writer may tag and hold; only who may expire can take a hold away.
             Self::Note { note: StoredNote::Release(_), .. } | Self::Expire { .. } => Some(Powers::EXPIRE),
             Self::Note { .. } => Some(Powers::WRITE),
             Self::Condemn { .. } | Self::Delete { .. } => Some(Powers::COLLECT),
+        }
+    }
+
+    /// Whose features its author must know.
+    pub(crate) fn duty(&self) -> Duty {
+        match self {
+            Self::Expire { .. } | Self::Condemn { .. } | Self::Delete { .. } => Duty::Collect,
+            _ => Duty::Write,
         }
     }
 
@@ -162,6 +182,7 @@ impl Change {
                 list(&mut out, moved, PackEntry::encode);
             }
             Self::Delete { packs } => list(&mut out, packs, |id, out| out.fixed(&id.0)),
+            Self::Features(features) => features.encode(&mut out),
         }
         out
     }
@@ -171,9 +192,11 @@ impl Change {
             1 => Self::Genesis { writers: read_list(input, 37, WriterEntry::decode)? },
             2 => Self::Writer(WriterEntry::decode(input)?),
             3 => {
-                let (packs, runs) =
-                    (read_list(input, 57, PackEntry::decode)?, read_list(input, 65, RunEntry::decode)?);
-                let mut points = read_list(input, 48, PointEntry::decode)?;
+                let (packs, runs) = (
+                    read_list(input, PACK_ENTRY_BYTES_MIN, PackEntry::decode)?,
+                    read_list(input, 72, RunEntry::decode)?,
+                );
+                let mut points = read_list(input, 56, PointEntry::decode)?;
                 if points.len() > 1 {
                     return Err(input.malformed("it commits several points"));
                 }
@@ -183,13 +206,11 @@ impl Change {
             5 => Self::Expire { points: read_list(input, 16, Decoder::id)?, reason: input.text()? },
             6 => Self::Condemn {
                 packs: read_list(input, 16, Decoder::id)?,
-                moved: read_list(input, 57, PackEntry::decode)?,
+                moved: read_list(input, PACK_ENTRY_BYTES_MIN, PackEntry::decode)?,
             },
             7 => Self::Delete { packs: read_list(input, 16, Decoder::id)? },
-            _ => {
-                let what = format!("the log has a record of kind {kind}, which this version does not know");
-                return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
-            }
+            8 => Self::Features(Features::decode(input)?),
+            _ => return Err(Error::new(Code::TooNew, format!("a log record is of the unknown kind {kind}"))),
         })
     }
 }
@@ -223,25 +244,50 @@ impl WriterEntry {
 }
 
 impl PackEntry {
+    /// What the log says of a pack that was just built.
+    pub(crate) fn of(pack: &BuiltPack) -> Self {
+        let footer = &pack.footer;
+        let group = |(index, header): (usize, &GroupHeader)| {
+            let mut segments = Ranges::default();
+            let blocks = footer.blocks.iter().filter(|block| block.group == index);
+            blocks
+                .filter(|block| block.kind == BlockKind::Segment)
+                .for_each(|block| segments.insert(block.ordinal..block.ordinal + 1));
+            let digest = footer.group_digest(index)?;
+            Some(GroupEntry { id: header.id, class: header.class, digest, segments })
+        };
+        Self {
+            id: pack.id,
+            length: pack.length,
+            footer_hash: pack.footer_hash,
+            retain_until: Time(0),
+            groups: footer.groups.iter().enumerate().filter_map(group).collect(),
+        }
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.fixed(&self.id.0);
         out.u64(self.length);
         out.fixed(&self.footer_hash);
+        out.i64(self.retain_until.0);
         list(out, &self.groups, |group, out| {
             out.fixed(&group.id.0);
             out.u8(group.class as u8);
+            out.fixed(&group.digest.0);
             group.segments.encode(out);
         });
     }
 
     fn decode(input: &mut Decoder<'_>) -> Result<Self> {
         let (id, length, footer_hash) = (input.id()?, input.u64()?, input.array()?);
-        let groups = read_list(input, 18, |input| {
+        let retain_until = Time(input.i64()?);
+        let groups = read_list(input, 34, |input| {
             let (id, class) = (input.id()?, input.u8()?);
             let class = Class::from_number(class).ok_or_else(|| input.malformed("a class is not known"))?;
-            Ok(GroupEntry { id, class, segments: Ranges::decode(input)? })
+            let digest = GroupDigest(input.array()?);
+            Ok(GroupEntry { id, class, digest, segments: Ranges::decode(input)? })
         })?;
-        Ok(Self { id, length, footer_hash, groups })
+        Ok(Self { id, length, footer_hash, retain_until, groups })
     }
 }
 
@@ -262,10 +308,11 @@ impl PointEntry {
     fn encode(&self, out: &mut Vec<u8>) {
         out.fixed(&self.id.0);
         out.fixed(&self.hash);
+        out.i64(self.retain_until.0);
     }
 
     fn decode(input: &mut Decoder<'_>) -> Result<Self> {
-        Ok(Self { id: input.id()?, hash: input.array()? })
+        Ok(Self { id: input.id()?, hash: input.array()?, retain_until: Time(input.i64()?) })
     }
 }
 
@@ -315,7 +362,7 @@ impl StoredNote {
             6 => Self::Proven { how: input.text()?, seconds: input.u64()? },
             kind => {
                 let what = format!("the log has a note of kind {kind}, which this version does not know");
-                return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
+                return Err(Error::new(Code::TooNew, what));
             }
         })
     }
@@ -343,21 +390,21 @@ impl Record {
         Ok(out)
     }
 
-    /// Parses the record of number `sequence`; `signer` names the key that may sign such a change, if any.
+    /// Parses the record of number `sequence` and checks who signed it. `signer` knows everyone who ever could.
     ///
-    /// Errors: [`Code::TooNew`] for a signed record of an unknown kind, [`Code::Integrity`] for anything that
-    /// is not a valid record.
+    /// Errors: [`Code::Integrity`] for bytes that are no record of this repository and number, signed by somebody it
+    /// knows: then the number is void.
     pub(crate) fn decode(
         family: &FamilyId,
         sequence: u64,
         bytes: &[u8],
-        signer: impl FnOnce(&WriterId, &Change) -> Option<VerifyingKey>,
-    ) -> Result<Self> {
+        signer: impl FnOnce(&WriterId) -> Option<Signer>,
+    ) -> Result<Decoded> {
         let mut input = Decoder::new("log record", bytes);
         input.expect(MAGIC)?;
         let (version, kind) = (input.u16()?, input.u16()?);
         if version != VERSION {
-            return Err(Error::new(Code::TooNew, "the log was written by a newer version"));
+            return Err(input.malformed("its version is not 1"));
         }
         if input.u64()? != sequence {
             return Err(input.malformed("it has another number"));
@@ -370,12 +417,44 @@ impl Record {
         let signed = bytes.get(..bytes.len() - input.remaining()).unwrap_or_default();
         let signature = input.array::<SIGNATURE_BYTES>()?;
         input.end()?;
-        let change = Change::decode(kind, &mut body)?;
-        body.end()?;
-        let Some(key) = signer(&writer, &change) else {
-            return Err(Error::integrity("a log record is signed by nobody with the power for it"));
+        let Some(signer) = signer(&writer) else {
+            return Err(Error::integrity("a log record is signed by nobody this repository knows"));
         };
-        key.verify(SIGNATURE_CONTEXT, signed, &signature)?;
-        Ok(Self { sequence, previous, commit, writer, time, change })
+        signer.key.verify(SIGNATURE_CONTEXT, signed, &signature)?;
+        // From here on the record has its place in the chain, whatever this version makes of it.
+        let change = Change::decode(kind, &mut body).and_then(|change| body.later_fields().map(|()| change));
+        Ok(match change {
+            Ok(change) if signer.may(&change) => {
+                Decoded::Effective(Box::new(Self { sequence, previous, commit, writer, time, change }))
+            }
+            Ok(_) | Err(_) => Decoded::Idle,
+        })
     }
+}
+
+/// Somebody whose records have a place in the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Signer {
+    pub(crate) key: VerifyingKey,
+    /// `None` for the root key; without any power once revoked.
+    pub(crate) powers: Option<Powers>,
+}
+
+impl Signer {
+    pub(crate) fn may(&self, change: &Change) -> bool {
+        match (change.needs(), self.powers) {
+            (None, powers) => powers.is_none(),
+            (Some(needed), Some(powers)) => powers.contains(needed),
+            (Some(_), None) => false,
+        }
+    }
+}
+
+/// A record with a place in the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    Effective(Box<Record>),
+    /// It does nothing: its signer lacked the power, or it is of a kind that this version does not know. Whoever
+    /// needs to know such kinds is stopped by [`Change::Features`], which the root signs before they are used.
+    Idle,
 }

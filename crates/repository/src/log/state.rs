@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use mainstay_core::{PointId, Time, WriterId};
 
-use super::record::{Change, PackEntry, PointEntry, Record, RunEntry, StoredNote, WriterEntry};
-use crate::format::pack::PackId;
+use super::record::{Change, PackEntry, PointEntry, Record, RunEntry, Signer, StoredNote, WriterEntry};
+use crate::config::Features;
+use crate::format::pack::{GroupDigest, PackId};
 use crate::format::segment::GroupId;
 use crate::points::Hold;
 use crate::ranges::Ranges;
@@ -13,18 +14,29 @@ use crate::sign::VerifyingKey;
 
 #[derive(Clone, Default)]
 pub(crate) struct State {
-    next: u64,
-    head_hash: [u8; 32],
+    /// By number: the hash of the last chained record up to it.
+    heads: Vec<[u8; 32]>,
+    features: Features,
     writers: BTreeMap<WriterId, WriterEntry>,
     points: BTreeMap<PointId, PointState>,
     packs: HashMap<PackId, PackState>,
-    groups: HashMap<GroupId, Vec<Location>>,
+    groups: HashMap<GroupId, GroupState>,
     runs: Vec<RunEntry>,
     /// The latest moment that any record claims.
     newest: Time,
-    /// Numbers of records that are missing from the chain or were never valid.
+    /// Numbers of records before which one is missing from the chain.
     damage: Vec<u64>,
-    voids: u64,
+    /// Numbers that hold no record of anybody's.
+    voids: Vec<u64>,
+}
+
+/// A group, and where its segments lie.
+#[derive(Clone, Debug)]
+struct GroupState {
+    digest: GroupDigest,
+    /// Who named it first.
+    writer: WriterId,
+    places: Vec<Location>,
 }
 
 #[derive(Clone, Debug)]
@@ -41,6 +53,9 @@ pub(crate) struct PointState {
 pub(crate) struct PackState {
     pub(crate) entry: PackEntry,
     pub(crate) status: PackStatus,
+    /// Named by whoever named its groups first, or by a collector. What others say of a group never makes its own
+    /// packs superfluous.
+    pub(crate) trusted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +74,30 @@ pub(crate) struct Location {
 }
 
 impl State {
+    /// Before the first record. `features` are those of the configuration.
+    pub(crate) fn starting_with(features: Features) -> Self {
+        Self { features, ..Self::default() }
+    }
+
     pub(crate) fn next_sequence(&self) -> u64 {
-        self.next
+        self.heads.len() as u64
     }
 
     pub(crate) fn head_hash(&self) -> [u8; 32] {
-        self.head_hash
+        self.heads.last().copied().unwrap_or_default()
+    }
+
+    /// The head as it was when `next` was the number of the next record; `None` when there are fewer.
+    pub(crate) fn head_hash_at(&self, next: u64) -> Option<[u8; 32]> {
+        match usize::try_from(next).ok()?.checked_sub(1) {
+            Some(last) => self.heads.get(last).copied(),
+            None => Some([0; 32]),
+        }
+    }
+
+    /// What readers, writers and collectors must know.
+    pub(crate) fn features(&self) -> &Features {
+        &self.features
     }
 
     pub(crate) fn newest_time(&self) -> Time {
@@ -75,8 +108,8 @@ impl State {
         &self.damage
     }
 
-    pub(crate) fn voids(&self) -> u64 {
-        self.voids
+    pub(crate) fn voids(&self) -> &[u64] {
+        &self.voids
     }
 
     pub(crate) fn writers(&self) -> impl Iterator<Item = (&WriterId, &WriterEntry)> {
@@ -116,16 +149,25 @@ impl State {
 
     /// Every place where segments of the group lie, live ones first.
     pub(crate) fn locations(&self, group: &GroupId) -> Vec<&Location> {
-        let mut places: Vec<_> = self.groups.get(group).into_iter().flatten().collect();
+        let mut places: Vec<_> = self.places(group).iter().collect();
         places.retain(|place| self.status(&place.pack) != Some(PackStatus::Deleted));
         places.sort_by_key(|place| self.status(&place.pack) != Some(PackStatus::Live));
         places
     }
 
+    fn places(&self, group: &GroupId) -> &[Location] {
+        self.groups.get(group).map(|group| group.places.as_slice()).unwrap_or_default()
+    }
+
+    /// What the group is, and who said so.
+    pub(crate) fn group(&self, group: &GroupId) -> Option<(GroupDigest, WriterId)> {
+        self.groups.get(group).map(|group| (group.digest, group.writer))
+    }
+
     /// The segments of the group that a new point may rely on.
     pub(crate) fn live_segments(&self, group: &GroupId) -> Ranges {
         let mut live = Ranges::default();
-        for place in self.groups.get(group).into_iter().flatten() {
+        for place in self.places(group) {
             if self.status(&place.pack) == Some(PackStatus::Live) {
                 live.extend(&place.segments);
             }
@@ -137,40 +179,37 @@ impl State {
         self.packs.get(pack).map(|pack| pack.status)
     }
 
-    /// The key that must have signed `change`, when `writer` has the power for it.
-    pub(crate) fn signer_of(
-        &self,
-        root: &VerifyingKey,
-        writer: &WriterId,
-        change: &Change,
-    ) -> Option<VerifyingKey> {
-        match change.needs() {
-            None => (root.writer_id() == *writer).then_some(*root),
-            Some(needed) => {
-                let entry = self.writers.get(writer)?;
-                entry.powers.contains(needed).then_some(entry.key)
-            }
+    /// Who that is, if their records have a place in the chain: the root, and every writer there ever was.
+    pub(crate) fn signer(&self, root: &VerifyingKey, id: &WriterId) -> Option<Signer> {
+        if root.writer_id() == *id {
+            return Some(Signer { key: *root, powers: None });
         }
+        self.writers.get(id).map(|entry| Signer { key: entry.key, powers: Some(entry.powers) })
     }
 
-    /// Counts a number that holds no valid record.
-    pub(crate) fn skip_void(&mut self) {
-        self.voids += 1;
-        self.next += 1;
+    /// Passes over a number that holds no record of anybody's.
+    pub(crate) fn pass_void(&mut self) {
+        self.voids.push(self.next_sequence());
+        self.heads.push(self.head_hash());
+    }
+
+    /// Passes over a record that has a place in the chain, and does nothing.
+    pub(crate) fn pass_idle(&mut self, hash: [u8; 32]) {
+        self.heads.push(hash);
     }
 
     /// Applies the record of number [`State::next_sequence`], which must be valid.
     pub(crate) fn apply(&mut self, record: Record, hash: [u8; 32]) {
-        if record.previous != self.head_hash {
+        if record.previous != self.head_hash() {
             // What its writer saw before it is not what is here: a record between was lost or replaced.
             self.damage.push(record.sequence);
         }
-        let Record { sequence, time, change, .. } = record;
+        let Record { sequence, time, writer, change, .. } = record;
         match change {
             Change::Genesis { writers } => writers.into_iter().for_each(|writer| self.set_writer(writer)),
             Change::Writer(writer) => self.set_writer(writer),
             Change::Commit { packs, runs, point } => {
-                packs.into_iter().for_each(|pack| self.add_pack(pack));
+                packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, false));
                 self.runs.extend(runs);
                 if let Some(entry) = point {
                     let state =
@@ -192,36 +231,48 @@ impl State {
             }
             Change::Condemn { packs, moved } => {
                 packs.iter().for_each(|pack| self.condemn(pack, time));
-                moved.into_iter().for_each(|pack| self.add_pack(pack));
+                moved.into_iter().for_each(|pack| self.add_pack(pack, &writer, true));
             }
             Change::Delete { packs } => packs.iter().for_each(|pack| self.delete(pack)),
+            Change::Features(features) => self.features.add(&features),
         }
         self.newest = self.newest.max(time);
-        self.head_hash = hash;
-        self.next += 1;
+        self.heads.push(hash);
     }
 
     fn set_writer(&mut self, writer: WriterEntry) {
         self.writers.insert(writer.key.writer_id(), writer);
     }
 
-    fn add_pack(&mut self, entry: PackEntry) {
+    fn add_pack(&mut self, entry: PackEntry, writer: &WriterId, collector: bool) {
         // A name that is known stays what it is: condemned packs do not come back under their old name.
         if self.packs.contains_key(&entry.id) {
             return;
         }
+        let mut trusted = true;
         for group in &entry.groups {
-            let location = Location { pack: entry.id, segments: group.segments.clone() };
-            self.groups.entry(group.id).or_default().push(location);
+            let first = || GroupState { digest: group.digest, writer: *writer, places: Vec::new() };
+            let known = self.groups.entry(group.id).or_insert_with(first);
+            trusted &= collector || known.writer == *writer;
+            // Another group under a known id is nobody's.
+            if known.digest == group.digest {
+                known.places.push(Location { pack: entry.id, segments: group.segments.clone() });
+            }
         }
-        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live });
+        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live, trusted });
     }
 
     /// A pack may be condemned before any commit named it: then no commit can any more.
     fn condemn(&mut self, id: &PackId, time: Time) {
-        let nameless = || PackEntry { id: *id, length: 0, footer_hash: [0; 32], groups: Vec::new() };
-        let pack = self.packs.entry(*id);
-        let pack = pack.or_insert_with(|| PackState { entry: nameless(), status: PackStatus::Live });
+        let entry = || PackEntry {
+            id: *id,
+            length: 0,
+            footer_hash: [0; 32],
+            retain_until: Time(0),
+            groups: Vec::new(),
+        };
+        let nameless = || PackState { entry: entry(), status: PackStatus::Live, trusted: false };
+        let pack = self.packs.entry(*id).or_insert_with(nameless);
         if pack.status == PackStatus::Live {
             pack.status = PackStatus::Condemned(time);
         }
@@ -233,8 +284,8 @@ impl State {
         if matches!(pack.status, PackStatus::Condemned(_)) {
             pack.status = PackStatus::Deleted;
             for group in &pack.entry.groups {
-                if let Some(places) = self.groups.get_mut(&group.id) {
-                    places.retain(|place| place.pack != *id);
+                if let Some(group) = self.groups.get_mut(&group.id) {
+                    group.places.retain(|place| place.pack != *id);
                 }
             }
         }

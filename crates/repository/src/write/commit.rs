@@ -14,7 +14,7 @@ use crate::format::segment::GroupId;
 use crate::index::{self, GroupTags};
 use crate::keys::Powers;
 use crate::log::random_id;
-use crate::log::record::{Change, GroupEntry, PackEntry, PointEntry, RunEntry};
+use crate::log::record::{Change, PackEntry, PointEntry, RunEntry};
 use crate::log::state::{PackStatus, State};
 use crate::names;
 use crate::planted::{Planted, planted};
@@ -241,15 +241,17 @@ fn store_point(
     let content = shared.ring.content_public();
     let (bytes, hash) = seal_point(shared.family(), content, signer, &header, &body)?;
     put_twice(shared.store.as_ref(), &names::point(&header.id), &bytes)?;
-    Ok(PointEntry { id: header.id, hash })
+    Ok(PointEntry { id: header.id, hash, retain_until: Time(0) })
 }
 
 /// What the point needs and `state`, with the packs of this commit, does not promise to keep.
 fn unreliable(state: &State, needed: &References, packs: &[PackEntry]) -> References {
     let mut promised = References::new();
-    for pack in packs.iter().filter(|pack| {
-        !matches!(state.status(&pack.id), Some(PackStatus::Condemned(_) | PackStatus::Deleted))
-    }) {
+    // A pack of ours counts unless it was condemned, or somebody else gave its name to other bytes.
+    let ours = |pack: &&PackEntry| {
+        state.pack(&pack.id).is_none_or(|known| known.status == PackStatus::Live && known.entry == **pack)
+    };
+    for pack in packs.iter().filter(ours) {
         for group in &pack.groups {
             promised.entry(group.id).or_default().extend(&group.segments);
         }
@@ -286,10 +288,9 @@ fn rescue(ingest: &mut Ingest, missing: &References, packs: &mut Vec<PackEntry>)
     }
     let fetch = Arc::clone(&ingest.fetch);
     let mut rescued = Vec::new();
-    let mut store = |pack: BuiltPack, groups: Vec<GroupEntry>| {
-        let entry = PackEntry { id: pack.id, length: pack.length, footer_hash: pack.footer_hash, groups };
+    let mut store = |pack: BuiltPack| {
         super::pool::store_pack(fetch.shared().store.as_ref(), &pack)?;
-        rescued.push(entry);
+        rescued.push(PackEntry::of(&pack));
         Ok(())
     };
     repack::copy(&fetch, &wanted, &mut store, &mut Err).map_err(|error| {

@@ -14,8 +14,7 @@ use crate::format::segment::{Binding, Class, GroupId, SEGMENT_BYTES};
 use crate::index::{GroupTags, tag};
 use crate::keys::{DomainKeys, Powers};
 use crate::log::random_id;
-use crate::log::record::{GroupEntry, PackEntry};
-use crate::ranges::Ranges;
+use crate::log::record::PackEntry;
 use crate::seal::SealKey;
 use crate::shared::Shared;
 use crate::wrap;
@@ -214,14 +213,12 @@ impl Groups {
             let tags = filling.directory.chunks().iter().map(|(id, _)| tag(&id.0)).collect();
             self.tags.push(GroupTags { group: *group, class: header.class, tags });
         }
-        let segments = Ranges::up_to(filling.directory.segments());
-        let groups = vec![GroupEntry { id: *group, class: header.class, segments }];
-        self.upload(filling.builder.finish(), groups)
+        self.upload(filling.builder.finish())
     }
 
     /// Stores a pack; it is registered with the next commit.
-    pub(crate) fn upload(&mut self, pack: BuiltPack, groups: Vec<GroupEntry>) -> Result<()> {
-        let entry = PackEntry { id: pack.id, length: pack.length, footer_hash: pack.footer_hash, groups };
+    fn upload(&mut self, pack: BuiltPack) -> Result<()> {
+        let entry = PackEntry::of(&pack);
         self.written_bytes += pack.length;
         self.uploader.submit(pack, entry)?;
         self.stored.extend(self.uploader.collect(false)?);

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![allow(clippy::allow_attributes, reason = "an expectation would fail where all of it is used")]
 
+pub(crate) mod sample;
+
 use std::sync::Arc;
 
 use mainstay_core::{

@@ -1,0 +1,334 @@
+//! Goal: whatever happens to stored bytes, no wrong data comes out, nothing panics, and `verify` says what is wrong.
+//!
+//! Method: every object of a small repository is lost, cut short, changed byte by byte, exchanged with others of its
+//! kind; the whole store is rolled back. After each, another process opens it, restores everything and verifies. What
+//! is restored equals what was stored, or an error says why not.
+
+#![expect(clippy::panic, reason = "a test says which damage it was")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use common::sample::{PASSPHRASE, Sample};
+use common::{open_store, options, try_restore};
+use mainstay_core::{Code, ItemPath, PointId, Result, Silent};
+use mainstay_repository::{Repository, Unlock, VerifyReport, VerifyScope};
+use mainstay_testkit::{Arrived, Blobs, MemoryStore, Rng, TestItem, read_body};
+
+type Lost = BTreeSet<(ItemPath, PointId)>;
+
+/// What came of a damaged store.
+struct Seen {
+    /// Points that could not be read at all, and items of others.
+    points: BTreeSet<PointId>,
+    items: Lost,
+    /// `None` when it could not even be opened.
+    report: Option<VerifyReport>,
+}
+
+impl Seen {
+    fn is_whole(&self) -> bool {
+        self.report.is_some() && self.points.is_empty() && self.items.is_empty()
+    }
+
+    fn is_noticed(&self) -> bool {
+        self.report.as_ref().is_none_or(|report| !report.problems.is_empty() || !report.degraded.is_empty())
+    }
+}
+
+fn store(blobs: &Blobs) -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::from_blobs(blobs.clone()))
+}
+
+fn with(blobs: &Blobs, name: &str, bytes: Option<Vec<u8>>) -> Blobs {
+    let mut changed = blobs.clone();
+    match bytes {
+        Some(bytes) => changed.insert(name.to_owned(), bytes.into()),
+        None => changed.remove(name),
+    };
+    changed
+}
+
+fn open(sample: &Sample, blobs: &Blobs) -> Result<Repository> {
+    open_store(store(blobs), &sample.ring, &sample.clock)
+}
+
+/// Restores everything there is. Panics when something comes back other than it went in.
+fn restore_all(sample: &Sample, blobs: &Blobs, repository: &Repository, seen: &mut Seen, what: &str) {
+    for (id, items) in &sample.points {
+        match try_restore(repository, id) {
+            Ok(got) => {
+                let wanted: Vec<_> = items.iter().map(Arrived::from).collect();
+                assert!(got.items == wanted, "{what}: point {id} came back other than it was");
+            }
+            Err(error) => {
+                assert!(!error.chain().join("").is_empty() && error.code() != Code::Bug, "{what}: {error:?}");
+                restore_one_by_one(sample, blobs, *id, items, seen, what);
+            }
+        }
+    }
+}
+
+fn restore_one_by_one(
+    sample: &Sample,
+    blobs: &Blobs,
+    id: PointId,
+    items: &[TestItem],
+    seen: &mut Seen,
+    what: &str,
+) {
+    let walked = open(sample, blobs)
+        .and_then(|repository| repository.read(&id))
+        .and_then(|reader| Ok((reader.walk(&ItemPath::root())?.collect::<Result<Vec<_>>>()?, reader)));
+    let Ok((entries, reader)) = walked else {
+        seen.points.insert(id);
+        return;
+    };
+    assert_eq!(entries.len(), items.len(), "{what}: point {id} has other items");
+    for (entry, item) in entries.into_iter().zip(items) {
+        assert!(
+            entry.path == item.path && entry.metadata == item.metadata,
+            "{what}: {} came back as {}",
+            item.path,
+            entry.path
+        );
+        let body = || {
+            let mut source = reader.source(vec![entry.path.clone()])?;
+            let mut found = Vec::new();
+            while let mainstay_core::Next::Item(got) = mainstay_core::Source::next(&mut source)? {
+                if got.path == entry.path {
+                    found = read_body(&got.body)?.0;
+                }
+            }
+            Ok::<_, mainstay_core::Error>(found)
+        };
+        match body() {
+            Ok(bytes) => assert!(bytes == item.bytes(), "{what}: {} has other content", item.path),
+            Err(_in_words) => {
+                seen.items.insert((item.path.clone(), id));
+            }
+        }
+    }
+}
+
+fn inspect(sample: &Sample, blobs: &Blobs, what: &str) -> Seen {
+    let mut seen = Seen { points: BTreeSet::new(), items: Lost::new(), report: None };
+    let Ok(repository) = open(sample, blobs) else { return seen };
+    let _listed_or_said_why_not = repository.points();
+    restore_all(sample, blobs, &repository, &mut seen, what);
+    let scope = VerifyScope { read_data: true, ..VerifyScope::default() };
+    let report = open(sample, blobs).and_then(|repository| repository.verify(&scope, &Silent));
+    seen.report = Some(report.unwrap_or_else(|error| panic!("{what}: verify gave up: {error:?}")));
+    seen
+}
+
+/// What every damage must meet.
+fn check(sample: &Sample, blobs: &Blobs, what: &str) -> Seen {
+    let seen = inspect(sample, blobs, what);
+    assert!(seen.is_noticed(), "{what}: nobody noticed");
+    if let Some(report) = &seen.report {
+        let words = (&report.problems, &report.degraded);
+        assert!(seen.is_whole() || !report.problems.is_empty(), "{what}: called whole: {words:?}");
+        for point in &seen.points {
+            assert!(!report.sound.contains(point), "{what}: lost point {point} is called sound");
+        }
+        let named: Lost = report
+            .lost
+            .iter()
+            .flat_map(|(path, points)| points.iter().map(move |point| (path.clone(), *point)))
+            .collect();
+        assert!(named.is_superset(&seen.items), "{what}: {:?} are lost, named are {named:?}", seen.items);
+        let wrongly: Vec<_> =
+            named.iter().filter(|(_, point)| !seen.points.contains(point)).cloned().collect();
+        assert!(
+            wrongly.iter().all(|item| seen.items.contains(item)),
+            "{what}: named as lost but restored: {wrongly:?}; {words:?}"
+        );
+    }
+    seen
+}
+
+fn kind_of(name: &str) -> String {
+    name.trim_start_matches("copy/").split(['/', '.']).next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_sample_is_whole_and_has_every_kind_of_object() {
+    let sample = Sample::new(1);
+    let kinds: BTreeSet<_> = sample.blobs.keys().map(|name| kind_of(name)).collect();
+    let all = ["config", "index", "keys", "log", "pack", "points"].map(str::to_owned);
+    assert_eq!(kinds, BTreeSet::from(all));
+    let seen = inspect(&sample, &sample.blobs, "untouched");
+    let report = seen.report.as_ref().unwrap();
+    assert_eq!((&report.problems, &report.degraded), (&Vec::new(), &Vec::new()));
+    assert!(seen.is_whole());
+    assert_eq!(report.sound.len(), sample.points.len());
+}
+
+#[test]
+fn every_object_lost_or_cut_short() {
+    let sample = Sample::new(2);
+    for (name, bytes) in &sample.blobs {
+        check(&sample, &with(&sample.blobs, name, None), &format!("{name} is lost"));
+        let length = bytes.len();
+        for cut in [0, 1, length / 3, length - length / 3, length - 65, length - 1] {
+            let short = with(&sample.blobs, name, Some(bytes[..cut].to_vec()));
+            check(&sample, &short, &format!("{name} of {length} bytes is cut to {cut}"));
+        }
+        let longer = [&bytes[..], b"x"].concat();
+        check(&sample, &with(&sample.blobs, name, Some(longer)), &format!("{name} is longer"));
+    }
+}
+
+#[test]
+fn every_object_and_its_copies_lost() {
+    let sample = Sample::new(3);
+    for name in sample.blobs.keys().filter(|name| !name.starts_with("copy/")) {
+        let mut blobs = sample.blobs.clone();
+        let base = name.trim_end_matches(['0', '1', '2']);
+        blobs.retain(|other, _| match base {
+            "config." => !other.starts_with("config."),
+            _ => other != name && *other != format!("copy/{name}"),
+        });
+        let what = format!("{name} and its copies are lost");
+        let newest = sample.blobs.keys().rfind(|name| name.starts_with("log/"));
+        if kind_of(name) == "keys" || Some(name) == newest {
+            // As if the slot had been removed, or the record never written; only who remembers can tell.
+            inspect(&sample, &blobs, &what);
+            continue;
+        }
+        let seen = check(&sample, &blobs, &what);
+        let live = |(id, _): &(PointId, Vec<TestItem>)| name.ends_with(&id.to_string());
+        let needed = base == "config." || sample.points.iter().any(live);
+        assert!(!needed || !seen.is_whole(), "{what}, and nothing is missing");
+    }
+}
+
+/// Opens and verifies, without restoring.
+fn check_noticed(sample: &Sample, blobs: &Blobs, read_data: bool, what: &str) {
+    let Ok(repository) = open(sample, blobs) else { return };
+    let scope = VerifyScope { read_data, ..VerifyScope::default() };
+    let report = repository.verify(&scope, &Silent).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    assert!(!report.problems.is_empty() || !report.degraded.is_empty(), "{what}: nobody noticed");
+}
+
+/// Changes bytes of every object of a kind: all of them where that is what `every` says, else some. Each change must
+/// be noticed; after some of them everything is restored too.
+fn flips(seed: u64, kind: &str, every: usize) {
+    let sample = Sample::new(seed);
+    let mut rng = Rng::new(seed);
+    for (name, bytes) in sample.blobs.iter().filter(|(name, _)| kind_of(name) == kind) {
+        let mut at = rng.below(every);
+        while at < bytes.len() {
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 1 << rng.below(8);
+            let blobs = with(&sample.blobs, name, Some(changed));
+            let what = format!("seed {seed}: {name} is changed at {at}");
+            if rng.chance(4) {
+                check(&sample, &blobs, &what);
+            } else {
+                check_noticed(&sample, &blobs, kind == "pack", &what);
+            }
+            at += 1 + rng.below(2 * every - 1);
+        }
+    }
+}
+
+#[test]
+fn bytes_of_the_configuration_changed() {
+    flips(4, "config", 1);
+}
+
+#[test]
+fn bytes_of_the_log_changed() {
+    flips(5, "log", 5);
+}
+
+#[test]
+fn bytes_of_points_changed() {
+    flips(6, "points", 16);
+}
+
+#[test]
+fn bytes_of_packs_changed() {
+    flips(7, "pack", 40);
+}
+
+#[test]
+fn bytes_of_index_runs_changed() {
+    flips(8, "index", 2);
+}
+
+#[test]
+fn bytes_of_key_slots_changed() {
+    let sample = Sample::new(9);
+    let mut rng = Rng::new(9);
+    flips(9, "keys", 8);
+    let slots: Vec<_> = sample.blobs.iter().filter(|(name, _)| name.starts_with("keys/")).collect();
+    for (name, bytes) in slots {
+        for at in (0..bytes.len()).step_by(3) {
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 1 << rng.below(8);
+            let one = with(&sample.blobs, name, Some(changed.clone()));
+            let both = with(&one, &format!("copy/{name}"), Some(changed));
+            let unlocks = [Unlock::Passphrase(PASSPHRASE), Unlock::Kit(&sample.kit)];
+            for unlock in &unlocks {
+                Repository::open(store(&one), unlock, &options(&sample.clock))
+                    .unwrap_or_else(|error| panic!("{name} at {at}: its copy is whole: {error:?}"));
+            }
+            // One of the two still opens.
+            let opened = unlocks
+                .iter()
+                .filter(|unlock| Repository::open(store(&both), unlock, &options(&sample.clock)).is_ok());
+            assert_eq!(opened.count(), 1, "{name} at {at}");
+        }
+    }
+}
+
+#[test]
+fn every_object_in_the_place_of_every_other_of_its_kind() {
+    let sample = Sample::new(10);
+    for (name, bytes) in &sample.blobs {
+        for (other, other_bytes) in &sample.blobs {
+            if name < other && kind_of(name) == kind_of(other) && bytes != other_bytes {
+                let swapped = with(&sample.blobs, name, Some(other_bytes.to_vec()));
+                let what = format!("{name} is {other}");
+                check(&sample, &swapped, &what);
+                let swapped = with(&swapped, other, Some(bytes.to_vec()));
+                check(&sample, &swapped, &format!("{what} and the other way round"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_store_that_was_rolled_back_is_refused_by_whoever_saw_more() {
+    let sample = Sample::new(11);
+    let state = tempfile::tempdir().unwrap();
+    let mut options = options(&sample.clock);
+    options.state = Some(state.path().to_owned());
+    let ring = Unlock::Ring(Box::new(sample.ring.clone()));
+    Repository::open(store(&sample.blobs), &ring, &options).unwrap();
+    for (step, old) in sample.history.iter().enumerate() {
+        let opened = Repository::open(store(old), &ring, &options).map(drop);
+        if old == &sample.blobs {
+            opened.unwrap();
+            continue;
+        }
+        let error = opened.unwrap_err();
+        assert_eq!(error.code(), Code::Integrity, "step {step}: {error:?}");
+        assert!(error.to_string().contains("rolled back"), "{error}");
+        // An old log that went on elsewhere, beyond what was seen here, is another log.
+        let fork = store(old);
+        let elsewhere = open_store(Arc::clone(&fork) as _, &sample.ring, &sample.clock).unwrap();
+        for _ in 0..30 {
+            elsewhere.revoke_writer(&mainstay_core::Id16::default()).unwrap_err();
+            elsewhere.add_writer("somebody", mainstay_repository::Role::WriteOnly).unwrap();
+        }
+        let error = Repository::open(fork, &ring, &options).map(drop).unwrap_err();
+        assert!(error.to_string().contains("rolled back"), "step {step}: {error}");
+    }
+    Repository::open(store(&sample.blobs), &ring, &options).unwrap();
+}

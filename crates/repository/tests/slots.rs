@@ -1,7 +1,5 @@
 //! Every slot opens the repository by what it was made for, in whatever order the slots lie.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-
 mod common;
 
 use std::sync::Arc;

@@ -134,7 +134,7 @@ fn table(records: &[&Record], names: &[&str]) -> String {
         let ratios = [against_peers(cpu), against_limit, against_peers(wall)].map(|ratio| show(ratio, 2));
         text.push_str(&format!(" {} |\n", ratios.join(" | ")));
     }
-    text.push_str("\nStored MiB, after the first backup → after the change:");
+    text.push_str("\nStored MiB (without the 16 MiB that Mainstay sets aside for a full disk), after the first backup → after the change:");
     for name in names {
         let stored = |phase| show(median(records, name, phase, stored), 0);
         text.push_str(&format!(" {name} {} → {};", stored("initial"), stored("change")));

@@ -51,7 +51,7 @@ impl TestItem {
     pub fn directory(path: ItemPath) -> Self {
         Self {
             path,
-            metadata: Metadata::new(Kind::Directory),
+            metadata: Metadata { mode: 0o755, ..Metadata::new(Kind::Directory) },
             stamp: Stamp::default(),
             content: Content::None,
         }
@@ -461,6 +461,10 @@ fn random_metadata(rng: &mut Rng, metadata: &mut Metadata) {
     // Owners and special bits need privileges to restore, so they are left to tests that have them.
     if metadata.kind != Kind::Symlink {
         metadata.mode = *rng.pick(&[0o644, 0o600, 0o755, 0o700]);
+    }
+    if metadata.kind == Kind::Directory {
+        // Looking into one that its owner may not enter needs a privilege as well.
+        metadata.mode |= 0o700;
     }
     let seconds = *rng.pick(&[-1, 0, 1, 1_700_000_000, 4_102_444_800]);
     metadata.modified = Time::from_parts(seconds, *rng.pick(&[0, 1, 999_999_999]));

@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use mainstay_core::{Code, Counts, Error, HardLink, ItemPath, Kind, Metadata, Result, Skip, SkipReason};
 
+use rustix::fs::{FlockOperation, flock};
+
 use super::decide::{Action, RestoreRules, Wanted};
 use super::dirs::{Dir, FileId};
 use super::owners::Owners;
@@ -67,6 +69,16 @@ pub(super) struct Run {
 struct State {
     restored: Restored,
     fatal: Option<Error>,
+}
+
+impl Drop for Run {
+    /// Lets the next restore in. Closing alone would not: a process that is just being started has a copy of the
+    /// descriptor for a moment.
+    fn drop(&mut self) {
+        if let Ok(fd) = self.root.fd() {
+            let _without_locks_there_is_none = flock(&*fd, FlockOperation::Unlock);
+        }
+    }
 }
 
 impl Run {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use mainstay_core::{Item, ItemPath, Next, Result, Skip, Source, Target, Time};
 use mainstay_testkit::ScriptedClock;
 use mainstay_workloads::files::{
-    FilesPlan, FilesRequest, FilesSource, FilesTarget, RestoreMode, RestoreRules, Restored,
+    FilesPlan, FilesRequest, FilesSource, FilesTarget, OwnerRule, RestoreMode, RestoreRules, Restored,
 };
 
 /// A moment long after every file here was made.
@@ -31,7 +31,12 @@ fn request(root: &Path) -> FilesRequest {
 
 fn plan(root: &Path, mode: RestoreMode) -> FilesPlan {
     let rules = RestoreRules { mode, ..RestoreRules::default() };
-    FilesPlan { root: root.to_owned(), rules, ..FilesPlan::default() }
+    FilesPlan { root: root.to_owned(), rules, owners: owners(), ..FilesPlan::default() }
+}
+
+/// Only root can give things away, such as the directories above a test's own.
+fn owners() -> OwnerRule {
+    if rustix::process::geteuid().is_root() { OwnerRule::ByName } else { OwnerRule::Leave }
 }
 
 /// The one loop, as plain as it can be.

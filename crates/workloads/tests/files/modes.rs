@@ -9,12 +9,12 @@ use mainstay_core::{Code, ItemPath, SkipReason, Target as _};
 use mainstay_testkit::tree::{compare, hostile_tree};
 use mainstay_testkit::{Part, Rng, TestItem, for_each_seed, random_items};
 use mainstay_workloads::files::{
-    Action, FilesPlan, FilesSource, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules, diff,
+    Action, FilesPlan, FilesSource, FilesTarget, Place, RestoreMode, RestoreRules, diff,
 };
 
 use mainstay_workloads::process::Program;
 
-use crate::{backup_and_restore, captured, clock, copy, inside, item_path, plan, request, walk};
+use crate::{backup_and_restore, captured, clock, copy, inside, item_path, owners, plan, request, walk};
 
 fn tree(root: &Path) {
     fs::create_dir_all(root.join("directory/inner")).unwrap();
@@ -54,13 +54,13 @@ fn each_mode_does_what_it_says_and_the_preview_agrees() {
 
         let rules = RestoreRules { mode, selected: vec![item_path(&from)], ..RestoreRules::default() };
         let items = walk(request(&from)).0.into_iter().map(|item| Ok((item.path, item.metadata)));
-        let mut existing = Place::open(&target, OwnerRule::ByName).unwrap();
+        let mut existing = Place::open(&target, owners()).unwrap();
         let preview = diff(&mut existing, items, &rules).unwrap();
         let mut expected = BTreeMap::new();
         preview.iter().for_each(|change| *expected.entry(format!("{:?}", change.action)).or_insert(0) += 1);
 
         let source = FilesSource::new(request(&from), clock()).unwrap();
-        let plan = FilesPlan { root: target.clone(), rules, ..FilesPlan::default() };
+        let plan = FilesPlan { root: target.clone(), rules, owners: owners(), ..FilesPlan::default() };
         let restored = copy(source, FilesTarget::new(plan).unwrap()).unwrap();
         assert!(restored.skips.is_empty(), "{:?}", restored.skips);
         let changes = restored.changes;
@@ -122,8 +122,13 @@ fn a_mirror_deletes_only_inside_the_selection_and_spares_what_the_point_could_no
         selected: vec![path("chosen")],
         keep: vec![path("chosen/kept/deep")],
     };
-    let mut target =
-        FilesTarget::new(FilesPlan { root: root.to_owned(), rules, ..FilesPlan::default() }).unwrap();
+    let mut target = FilesTarget::new(FilesPlan {
+        root: root.to_owned(),
+        rules,
+        owners: owners(),
+        ..FilesPlan::default()
+    })
+    .unwrap();
     for item in [
         TestItem::directory(path("chosen")),
         TestItem::file(path("chosen/in"), vec![Part::Bytes(b"new".to_vec())]),
@@ -225,7 +230,12 @@ fn previews_of_random_trees_agree_with_what_is_done() {
         let directory = tempfile::tempdir().unwrap();
         let put = |mode, items: &[TestItem]| {
             let rules = RestoreRules { mode, selected: vec![ItemPath::root()], ..RestoreRules::default() };
-            let plan = FilesPlan { root: directory.path().to_owned(), rules, ..FilesPlan::default() };
+            let plan = FilesPlan {
+                root: directory.path().to_owned(),
+                rules,
+                owners: owners(),
+                ..FilesPlan::default()
+            };
             let mut target = FilesTarget::new(plan).unwrap();
             items.iter().for_each(|item| target.put(item.to_item()).unwrap());
             Box::new(target).finish(&captured()).unwrap().1
@@ -238,7 +248,7 @@ fn previews_of_random_trees_agree_with_what_is_done() {
         let lost: Vec<_> =
             items.iter().filter(|item| !others.contains(item)).map(|item| item.path.clone()).collect();
         others.retain(|item| !lost.iter().any(|lost| item.path.is_within(lost)));
-        let mut existing = Place::open(directory.path(), OwnerRule::ByName).unwrap();
+        let mut existing = Place::open(directory.path(), owners()).unwrap();
         let mode = RestoreMode::Mirror;
         let rules = RestoreRules { mode, selected: vec![ItemPath::root()], ..RestoreRules::default() };
         let wanted = others.iter().map(|item| Ok((item.path.clone(), item.metadata.clone())));
@@ -247,7 +257,7 @@ fn previews_of_random_trees_agree_with_what_is_done() {
         let count = |action| preview.iter().filter(|change| change.action == action).count() as u64;
         assert_eq!(done.deleted, count(Action::Delete));
         assert_eq!((done.created, done.replaced), (count(Action::Create), count(Action::Replace)));
-        let mut existing = Place::open(directory.path(), OwnerRule::ByName).unwrap();
+        let mut existing = Place::open(directory.path(), owners()).unwrap();
         let wanted = others.iter().map(|item| Ok((item.path.clone(), item.metadata.clone())));
         let rest = diff(&mut existing, wanted, &rules).unwrap();
         assert!(rest.iter().all(|change| change.action == Action::Same), "{rest:?}");

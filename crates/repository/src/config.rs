@@ -33,6 +33,11 @@ impl Features {
         self.0.iter_mut().zip(more.0).for_each(|(bits, more)| *bits |= more);
     }
 
+    #[cfg(test)]
+    pub(crate) fn with_bits(bits: [u64; 3]) -> Self {
+        Self(bits)
+    }
+
     /// Errors: [`Code::TooNew`] when `duty` asks for something that this version does not know.
     pub(crate) fn require(&self, duty: Duty) -> Result<()> {
         let mut bits = self.0.iter().zip(KNOWN.0).map(|(used, known)| used & !known);
@@ -162,5 +167,25 @@ impl Config {
             Err(error) => Some(format!("{}: {}", name(copy), error.chain().join(": "))),
         };
         (0..COPIES).filter_map(wrong).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Config, FamilyId, SIGNATURE_CONTEXT, SigningKey};
+
+    #[test]
+    fn hostile_configurations_are_errors_and_later_fields_are_not() {
+        let root = SigningKey::generate().unwrap();
+        let config = Config::new(FamilyId::of(&root.verifying_key()), root.verifying_key());
+        let bytes = config.encode(&root);
+        crate::hostile::feed(&bytes, 1 << 16, |other| {
+            assert!(Config::decode(other).is_err() || other == bytes);
+        });
+        let mut longer = bytes[..bytes.len() - 64].to_vec();
+        longer.extend([129, 2, 7, 7]);
+        let signature = root.sign(SIGNATURE_CONTEXT, &longer);
+        longer.extend(signature);
+        assert_eq!(Config::decode(&longer).unwrap(), config);
     }
 }

@@ -78,7 +78,11 @@ pub(crate) fn open_run(
     let mut message = input.take(input.remaining())?.to_vec();
     seal::open(index_key, &associated_data(family, domain, run), &siv, &mut message)
         .map_err(|error| error.during(format!("cannot open index run {run}")))?;
-    let mut input = Decoder::new("index run", &message);
+    decode_groups(&message)
+}
+
+fn decode_groups(message: &[u8]) -> Result<Vec<GroupTags>> {
+    let mut input = Decoder::new("index run", message);
     let mut groups = Vec::new();
     for _ in 0..input.count(18)? {
         let (group, class) = (input.id()?, input.u8()?);
@@ -87,7 +91,7 @@ pub(crate) fn open_run(
         let tags = (0..count).map(|_| input.u64()).collect::<Result<_>>()?;
         groups.push(GroupTags { group, class, tags });
     }
-    input.end()?;
+    input.later_fields()?;
     Ok(groups)
 }
 
@@ -187,5 +191,17 @@ mod tests {
         assert_eq!(open_run(&key, &family, &domain, &run, &bytes).unwrap(), groups);
         assert!(open_run(&key, &family, &domain, &Id16([5; 16]), &bytes).is_err());
         assert!(open_run(&key, &family, &Id16([5; 16]), &run, &bytes).is_err());
+    }
+
+    #[test]
+    fn hostile_runs_are_errors() {
+        let mut message = vec![2];
+        for group in [3, 4] {
+            message.extend([group; 16]);
+            message.extend([Class::Data as u8, 5]);
+            message.extend([9; 40]);
+        }
+        assert_eq!(super::decode_groups(&message).unwrap().len(), 2);
+        crate::hostile::feed(&message, 1 << 20, |bytes| drop(super::decode_groups(bytes)));
     }
 }

@@ -19,6 +19,8 @@ mod copies;
 pub mod cut;
 mod fetch;
 mod format;
+#[cfg(test)]
+mod hostile;
 mod index;
 pub mod keys;
 mod log;

@@ -111,9 +111,11 @@ impl Points {
     fn read(&self, id: &PointId, expected: &[u8; 32]) -> Result<Loaded> {
         let name = names::point(id);
         self.read_copy(&name, id, expected).or_else(|first| match first.code() {
-            Code::Integrity | Code::NotFound => {
-                let lost = |_second| {
-                    Error::integrity(format!("both copies of point {id} are damaged")).because(first)
+            // A damaged version number looks like a newer version.
+            Code::Integrity | Code::NotFound | Code::TooNew => {
+                let lost = |_second| match first.code() {
+                    Code::TooNew => first,
+                    _ => Error::integrity(format!("both copies of point {id} are damaged")).because(first),
                 };
                 self.read_copy(&names::copy_of(&name), id, expected).map_err(lost)
             }

@@ -190,12 +190,30 @@ impl Repository {
         }
     }
 
-    /// Points that are not expired, in the order of the log.
+    /// Points that are not expired, in the order of the log. Those that [`Repository::damaged_points`] names are not
+    /// among them: one lost object must not keep anyone from the others.
     pub fn points(&self) -> Result<Vec<PointInfo>> {
-        let state = self.shared.state();
-        let live: Vec<_> = state.live_points().into_iter().cloned().collect();
-        drop(state);
-        live.iter().map(|point| self.points.info(point)).collect()
+        let mut points = Vec::new();
+        for (_, info) in self.live_points() {
+            match info {
+                Ok(info) => points.push(info),
+                Err(error) if is_damage(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(points)
+    }
+
+    /// Points of the log that are not expired and cannot be read, with what is wrong.
+    pub fn damaged_points(&self) -> Vec<(PointId, Error)> {
+        let damaged =
+            |(id, info): (PointId, Result<_>)| info.err().filter(is_damage).map(|error| (id, error));
+        self.live_points().into_iter().filter_map(damaged).collect()
+    }
+
+    fn live_points(&self) -> Vec<(PointId, Result<PointInfo>)> {
+        let live: Vec<_> = self.shared.state().live_points().into_iter().cloned().collect();
+        live.iter().map(|point| (point.entry.id, self.points.info(point))).collect()
     }
 
     fn point(&self, id: &PointId) -> Result<PointInfo> {
@@ -358,6 +376,10 @@ impl Repository {
         self.remember();
         Ok(())
     }
+}
+
+fn is_damage(error: &Error) -> bool {
+    matches!(error.code(), Code::Integrity | Code::TooNew)
 }
 
 fn read_slots(store: &dyn BlobStore) -> Result<Vec<Vec<u8>>> {

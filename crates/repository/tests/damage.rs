@@ -243,7 +243,7 @@ fn bytes_of_the_configuration_changed() {
 
 #[test]
 fn bytes_of_the_log_changed() {
-    flips(5, "log", 5);
+    flips(5, "log", 8);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn bytes_of_points_changed() {
 
 #[test]
 fn bytes_of_packs_changed() {
-    flips(7, "pack", 40);
+    flips(7, "pack", 60);
 }
 
 #[test]

@@ -118,7 +118,7 @@ impl Directory {
             }
             directory.end_segment();
         }
-        input.end()?;
+        input.later_fields()?;
         Ok(directory)
     }
 }
@@ -177,6 +177,7 @@ pub(crate) fn open_directory(
 mod tests {
     use super::{Directory, Place, open_directory, seal_directory};
     use crate::cut::ChunkId;
+    use crate::hostile::feed;
     use crate::keys::FamilyId;
     use crate::seal::SealKey;
     use mainstay_core::Id16;
@@ -213,5 +214,16 @@ mod tests {
             assert!(open_directory(&key, &family, &domain, &group, &bad).is_err(), "byte {index}");
         }
         assert!(open_directory(&key, &family, &domain, &Id16([4; 16]), &block).is_err());
+    }
+
+    #[test]
+    fn hostile_directories_are_errors() {
+        feed(&directory().encode(), 1 << 20, |bytes| {
+            if let Ok(directory) = Directory::decode(bytes) {
+                for slot in 0..20 {
+                    directory.place(slot);
+                }
+            }
+        });
     }
 }

@@ -332,6 +332,7 @@ pub(crate) fn check_header(bytes: &[u8], id: &PackId) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{BlockKind, Class, GroupHeader, PackBuilder, Trailer};
+    use crate::hostile::feed;
     use mainstay_core::Id16;
 
     fn built() -> (Vec<u8>, super::Footer, [u8; 32]) {
@@ -383,5 +384,19 @@ mod tests {
         bytes.splice(..2, [7, 3, 1, 2, 3]);
         bytes.extend([200, 1, 9]);
         assert_eq!(super::Footer::decode(&bytes, 1 << 20).unwrap(), footer);
+    }
+
+    #[test]
+    fn hostile_packs_are_errors() {
+        let (bytes, footer, hash) = built();
+        feed(&bytes[4096..], 1 << 20, |bytes| {
+            let _either = Trailer::find(bytes, bytes.len() as u64 + 4096, &hash);
+            let _either = super::check_header(bytes, &Id16([1; 16]));
+        });
+        feed(&footer.encode(), 1 << 20, |bytes| {
+            if let Ok(footer) = super::Footer::decode(bytes, 1 << 20) {
+                assert!((0..footer.groups.len()).all(|group| footer.group_digest(group).is_some()));
+            }
+        });
     }
 }

@@ -155,7 +155,7 @@ impl Body {
             items: decode_page(&mut input)?,
             skips: decode_page(&mut input)?,
         };
-        // Later versions may append fields; they are not needed to read what stands before them.
+        input.later_fields()?;
         Ok(body)
     }
 }
@@ -235,7 +235,7 @@ impl StoredPoint {
         }
         let mut header_input = Decoder::new("point header", input.bytes()?);
         let header = Header::decode(&mut header_input)?;
-        header_input.end()?;
+        header_input.later_fields()?;
         let wrapped_key = input.bytes()?.to_vec();
         let (siv, body_hash) = (Siv(input.array()?), input.array::<32>()?);
         let signed_length = bytes.len() - input.remaining();
@@ -278,5 +278,77 @@ impl StoredPoint {
                 self.header.id
             )))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Body, Header, StoredPoint, seal_point};
+    use crate::codec::Decoder;
+    use crate::format::page::PageRef;
+    use crate::hostile::feed;
+    use crate::keys::FamilyId;
+    use crate::sign::SigningKey;
+    use crate::wrap::WrapSecret;
+    use mainstay_core::{Consistency, Counts, Id16, Position, Time, WorkloadKind, WorkloadRef};
+
+    fn parts(signer: &SigningKey) -> (Header, Body) {
+        let page = PageRef { group: Id16([1; 16]), segment: 2, slot: 3, id: [4; 32] };
+        let header = Header {
+            id: Id16([5; 16]),
+            workload: Id16([6; 16]),
+            domain: Id16([7; 16]),
+            writer: signer.verifying_key().writer_id(),
+            sequence: 8,
+            previous: [9; 32],
+            parent: Some(Id16([10; 16])),
+            started: Time(-1),
+            finished: Time(1),
+            moment: Time(2),
+            consistency: Consistency::Crash,
+            counts: Counts { items: 3, bytes: u64::MAX, ..Counts::default() },
+            references: Some(page),
+        };
+        let body = Body {
+            workload: WorkloadRef {
+                id: header.workload,
+                kind: WorkloadKind("files".into()),
+                name: "web".into(),
+            },
+            host: "host".into(),
+            roots: vec!["/srv".into(), "/etc".into()],
+            tags: vec!["weekly".into()],
+            position: Position(vec![1, 2, 3]),
+            items: Some(page),
+            skips: None,
+        };
+        (header, body)
+    }
+
+    #[test]
+    fn comes_back_as_it_was_and_changed_ones_are_errors() {
+        let (family, signer) = (FamilyId([1; 32]), SigningKey::generate().unwrap());
+        let secret = WrapSecret::generate().unwrap();
+        let (header, body) = parts(&signer);
+        let (bytes, hash) = seal_point(&family, &secret.public().unwrap(), &signer, &header, &body).unwrap();
+        let key = signer.verifying_key();
+        let stored = StoredPoint::decode(&family, &bytes, |_| Some(key)).unwrap();
+        assert_eq!((&stored.header, stored.hash), (&header, hash));
+        assert_eq!(stored.open_body(&family, &secret).unwrap(), body);
+        assert!(StoredPoint::decode(&FamilyId([2; 32]), &bytes, |_| Some(key)).is_err());
+        feed(&bytes, 1 << 16, |other| {
+            let believed = StoredPoint::decode(&family, other, |_| Some(key)).is_ok();
+            assert_eq!(believed, other == bytes, "a changed point was believed");
+        });
+    }
+
+    #[test]
+    fn hostile_headers_and_bodies_are_errors() {
+        let (header, body) = parts(&SigningKey::generate().unwrap());
+        feed(&header.encode(), 1 << 16, |bytes| {
+            let mut input = Decoder::new("point header", bytes);
+            let _either = Header::decode(&mut input).and_then(|_| input.later_fields());
+        });
+        feed(&body.encode(), 1 << 18, |bytes| drop(Body::decode(bytes)));
     }
 }

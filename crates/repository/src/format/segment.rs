@@ -208,7 +208,12 @@ pub(crate) fn open(key: &SealKey, binding: &Binding, ordinal: u32, stored: &[u8]
     }
     seal::open(key, &binding.associated_data(ordinal, header.sealed_length), &header.siv, &mut message)
         .map_err(|error| error.during(format!("cannot open segment {ordinal} of group {}", binding.group)))?;
-    let mut input = Decoder::new("segment", &message);
+    expand(&message)
+}
+
+/// The chunks of an opened message.
+fn expand(message: &[u8]) -> Result<Vec<u8>> {
+    let mut input = Decoder::new("segment", message);
     let codec = input.u8()?;
     let (raw_length, data_length) = (input.u32()? as usize, input.u32()? as usize);
     let data = input.take(data_length)?;
@@ -226,7 +231,8 @@ pub(crate) fn open(key: &SealKey, binding: &Binding, ordinal: u32, stored: &[u8]
 
 #[cfg(test)]
 mod tests {
-    use super::{Binding, Class, RAW_BYTES_MAX, Sealer, open};
+    use super::{Binding, Class, RAW_BYTES_MAX, Sealer, expand, open};
+    use crate::hostile::feed;
     use crate::keys::FamilyId;
     use crate::seal::SealKey;
     use mainstay_core::{Code, Id16};
@@ -266,5 +272,15 @@ mod tests {
             assert!(open(&key, &binding(), 0, &bad).is_err(), "byte {index}");
             assert!(open(&key, &binding(), 0, &stored[..index]).is_err(), "length {index}");
         }
+    }
+
+    #[test]
+    fn hostile_segments_are_errors() {
+        let key = SealKey::random().unwrap();
+        let stored = Sealer::new(1).unwrap().seal(&key, &binding(), 0, &[7; 3000]).unwrap();
+        feed(&stored, 1 << 20, |bytes| drop(open(&key, &binding(), 0, bytes)));
+        let packed = zstd::bulk::compress(&[7; 3000], 1).unwrap();
+        let sizes = [3000_u32.to_le_bytes(), (packed.len() as u32).to_le_bytes()].concat();
+        feed(&[&[super::CODEC_ZSTD][..], &sizes, &packed].concat(), 4 << 20, |bytes| drop(expand(bytes)));
     }
 }

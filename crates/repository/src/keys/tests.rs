@@ -395,3 +395,15 @@ fn debug_output_shows_no_key_bytes() {
     let root = OWNER.root().unwrap().signing_key().seed().clone();
     assert!(!shown.contains(&format!("{}, {}, {}", root[0], root[1], root[2])), "{shown}");
 }
+
+#[test]
+fn hostile_slots_and_rings_are_errors() {
+    let ring = KeyRing::create().unwrap();
+    let about = About { label: "laptop".into(), created: Time::default() };
+    let key = Secret::random().unwrap();
+    let slot = slot::seal_with_key(&ring, &about, &key).unwrap();
+    crate::hostile::feed(&slot, 1 << 20, |bytes| {
+        assert!(slot::open_with_key(bytes, &key).is_err() || bytes == slot);
+    });
+    crate::hostile::feed(&ring.encode(), 1 << 20, |bytes| drop(KeyRing::decode(bytes)));
+}

@@ -209,3 +209,6 @@ fn jitter(attempt: u32) -> Result<Duration> {
     let random = u64::from(random_id()?.0[0]);
     Ok(Duration::from_millis(random * u64::from(attempt.min(20)) / 16))
 }
+
+#[cfg(test)]
+mod tests;

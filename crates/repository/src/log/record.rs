@@ -126,7 +126,7 @@ pub(crate) enum StoredNote {
 }
 
 impl Change {
-    fn kind(&self) -> u16 {
+    pub(super) fn kind(&self) -> u16 {
         match self {
             Self::Genesis { .. } => 1,
             Self::Writer(_) => 2,
@@ -159,7 +159,7 @@ impl Change {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
             Self::Genesis { writers } => list(&mut out, writers, WriterEntry::encode),
@@ -187,7 +187,7 @@ impl Change {
         out
     }
 
-    fn decode(kind: u16, input: &mut Decoder<'_>) -> Result<Self> {
+    pub(super) fn decode(kind: u16, input: &mut Decoder<'_>) -> Result<Self> {
         Ok(match kind {
             1 => Self::Genesis { writers: read_list(input, 37, WriterEntry::decode)? },
             2 => Self::Writer(WriterEntry::decode(input)?),

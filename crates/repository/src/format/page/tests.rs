@@ -129,3 +129,49 @@ fn keys_out_of_order_are_refused() {
     assert!(builder.push(b"a", &|_, _| (), &mut pages).is_err());
     assert!(builder.push(b"b", &|_, _| (), &mut pages).is_err());
 }
+
+#[test]
+fn hostile_pages_are_errors() {
+    use crate::format::item::{StoredItem, decode_skip, path_of_key};
+    use crate::format::run::Run;
+    use crate::ranges::Ranges;
+
+    let item = |out: &mut Vec<u8>, size: u8| {
+        out.fixed(&[1, size, 0, 0, 0]);
+        out.i64(9);
+        out.u8(8);
+        out.bytes(&[0, 9, 1, 5]);
+        out.u8(200);
+        out.bytes(&[1, 2, 3]);
+    };
+    type Write<'a> = &'a dyn Fn(&mut Vec<u8>, u8);
+    let values: [Write<'_>; 4] = [
+        &item,
+        &|out, number| out.fixed(&[0, number + 1]),
+        &|out, number| out.fixed(&[1, number, 3]),
+        &|out, number| out.fixed(&[1, 1, b'a', 1, number]),
+    ];
+    let kinds = [PageKind::Items, PageKind::Recipe, PageKind::References, PageKind::Skips];
+    for (kind, value) in kinds.into_iter().zip(values) {
+        let mut pages = Pages::default();
+        let mut builder = MapBuilder::new(kind, &Secret::new([7; 32]));
+        for number in 0..12 {
+            builder.push(&[number; 16], &|out, _| value(out, number), &mut pages).unwrap();
+        }
+        let root = builder.finish(&mut pages).unwrap().unwrap();
+        // Keys may share most of their bytes, so a page may be larger opened than stored.
+        crate::hostile::feed(&pages.0[&root.id], 70 << 20, |bytes| {
+            let Ok(page) = Page::parse(kind, bytes.into()) else { return };
+            for index in 0..page.len() {
+                let (mut input, _path) = (page.value(index), path_of_key(page.key(index)));
+                match kind {
+                    _ if page.level > 0 => drop(page.child(index)),
+                    PageKind::Items => drop(StoredItem::decode(input, &page.groups)),
+                    PageKind::Recipe => drop(Run::decode(&mut input, &page.groups)),
+                    PageKind::References => drop(Ranges::decode(&mut input)),
+                    PageKind::Skips => drop(decode_skip(input)),
+                }
+            }
+        });
+    }
+}

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Code, Error, Event, Phase, PointId, Progress, Result};
+use mainstay_core::{Code, Error, Event, Phase, PointId, Progress, Result, Time};
 
 use crate::config::Duty;
 use crate::fetch::StructurePages;
@@ -28,7 +28,8 @@ use crate::write::store_pack;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcOptions {
-    /// How long a condemned pack, or one that no record names, is left before its bytes go.
+    /// How long a condemned pack, or one that no record names, is left before its bytes go; and how long after it
+    /// was registered a pack is left alone, because a writer may be about to commit a point that reaches it.
     pub grace: Duration,
     /// Packs with a smaller share of live segments are repacked, in percent.
     pub repack_below: u8,
@@ -127,8 +128,8 @@ impl Repository {
         }
         self.mark(&state, marks, progress)?;
         let mut plan = GcPlan { head: state.next_sequence(), options: options.clone(), ..GcPlan::default() };
-        sort_packs(&state, marks, &mut plan);
         let now = self.shared.clock.now();
+        sort_packs(&state, marks, now, &mut plan);
         for (pack, size, modified) in stored {
             match state.status(&pack) {
                 None if now.since(modified) >= options.grace => {
@@ -149,7 +150,7 @@ impl Repository {
         Ok(plan)
     }
 
-    fn stored_packs(&self) -> Result<Vec<(PackId, u64, mainstay_core::Time)>> {
+    fn stored_packs(&self) -> Result<Vec<(PackId, u64, Time)>> {
         let mut packs = Vec::new();
         self.shared.store.list(names::PACKS, &mut |listed| {
             if let Some(id) = names::pack_id(&listed.name) {
@@ -342,7 +343,7 @@ fn refuse_gaps(state: &State) -> Result<()> {
 }
 
 /// Sorts live packs into dead, sparse and worth keeping.
-fn sort_packs(state: &State, marks: &Marks, plan: &mut GcPlan) {
+fn sort_packs(state: &State, marks: &Marks, now: Time, plan: &mut GcPlan) {
     let mut packs: Vec<_> = state.packs().filter(|pack| pack.status == PackStatus::Live).collect();
     // Packs of the groups' own writers first, so that nobody else's claim makes them superfluous. The same order in
     // every run, so that of two copies of a segment always the same one counts.
@@ -351,6 +352,9 @@ fn sort_packs(state: &State, marks: &Marks, plan: &mut GcPlan) {
     let mut sparse = Vec::new();
     for pack in packs {
         let (live, live_count, count) = live_part(pack, marks, &mut claimed);
+        if is_young(pack, now, plan.options.grace) {
+            continue;
+        }
         if live_count == 0 {
             plan.condemns_bytes += pack.entry.length;
             plan.dead.push(pack.entry.id);
@@ -369,6 +373,11 @@ fn sort_packs(state: &State, marks: &Marks, plan: &mut GcPlan) {
         plan.condemns_bytes += pack.entry.length;
         plan.sparse.push((pack.entry.id, live));
     }
+}
+
+/// A claim far in the future is none.
+fn is_young(pack: &PackState, now: Time, grace: Duration) -> bool {
+    now.since(pack.since) < grace && pack.since.since(now) <= grace
 }
 
 type LivePart = (Vec<(GroupId, Ranges)>, u64, u64);

@@ -1,15 +1,27 @@
-//! Two writers, an expirer, collectors without any grace and a reader at once, in thousands of orders.
+//! Two writers, an expirer, collectors without any grace and a reader at once, in thousands of orders; and a writer
+//! that takes longer than the collector waits.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(clippy::allow_attributes, reason = "as in the harness")]
 
 mod common;
 mod harness;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{clock, compare, request, restore};
 use harness::race::{Races, SAME_PAST};
-use mainstay_testkit::for_each_seed;
+use harness::{at_once, files, open, small};
+use mainstay_core::{BlobStore, Silent, Source as _, Target as _};
+use mainstay_repository::keys::KeyRing;
+use mainstay_repository::{GcOptions, Repository, WriteRequest};
+use mainstay_testkit::{MemoryStore, VecSource, for_each_seed};
 
 /// Half of the seeds each, so that two processors share them.
 fn race_share(share: u64) {
     let mut races = Races::default();
-    for_each_seed(2000, |seed| {
+    for_each_seed(1500, |seed| {
         if seed / SAME_PAST % 2 == share {
             races.run(seed);
         }
@@ -26,4 +38,48 @@ fn nobody_loses_anything_to_anybody() {
 #[test]
 fn nobody_loses_anything_to_anybody_in_other_orders() {
     race_share(1);
+}
+
+/// A backup during which `meanwhile` is called after every item, with a collector's view of the repository.
+fn backup_while(mut meanwhile: impl FnMut(&Repository, &MemoryStore)) {
+    let (medium, clock, ring) = (MemoryStore::new(), clock(), KeyRing::create().unwrap());
+    let store: Arc<dyn BlobStore> = Arc::new(medium.clone());
+    let repository = Repository::create(Arc::clone(&store), ring.clone(), &[], &small(&clock)).unwrap();
+    let collector = open(Arc::clone(&store), &ring, &clock).unwrap();
+    let items = files(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 30_000);
+    let mut writer = Box::new(repository.write(WriteRequest { jobs: 0, ..request(1) }).unwrap());
+    for item in &items {
+        writer.put(item.to_item()).unwrap();
+        clock.advance(Duration::from_secs(3600));
+        meanwhile(&collector, &medium);
+    }
+    let captured = VecSource::new(Vec::new()).seal().unwrap();
+    let (_, point) = writer.finish(&captured).unwrap();
+    compare(&items, &restore(&open(store, &ring, &clock).unwrap(), &point));
+}
+
+#[test]
+fn what_a_slow_writer_registered_is_left_alone_for_the_grace() {
+    let mut registered = 0;
+    backup_while(|collector, _| {
+        let plan = collector.plan_gc(&GcOptions::default(), &Silent).unwrap();
+        assert!(plan.dead.is_empty() && plan.repacked() == 0, "{plan:?}");
+        registered = collector.stats().packs;
+    });
+    assert!(registered > 1, "nothing was registered before the end");
+}
+
+#[test]
+fn what_was_condemned_before_it_was_registered_is_rescued() {
+    let mut condemned = 0;
+    backup_while(|collector, medium| {
+        let stored = medium.snapshot().into_keys().filter(|name| name.starts_with("pack/")).count() as u64;
+        // Only packs that no record names yet, and none is deleted.
+        if stored > collector.stats().packs && condemned == 0 {
+            let plan = collector.plan_gc(&at_once(), &Silent).unwrap();
+            assert!(plan.delete.is_empty());
+            condemned = collector.gc(&plan, &Silent).unwrap().condemned;
+        }
+    });
+    assert!(condemned > 0, "nothing was condemned");
 }

@@ -56,6 +56,8 @@ pub(crate) struct PackState {
     /// Named by whoever named its groups first, or by a collector. What others say of a group never makes its own
     /// packs superfluous.
     pub(crate) trusted: bool,
+    /// When the record that registered it claims to have been written.
+    pub(crate) since: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +211,7 @@ impl State {
             Change::Genesis { writers } => writers.into_iter().for_each(|writer| self.set_writer(writer)),
             Change::Writer(writer) => self.set_writer(writer),
             Change::Commit { packs, runs, point } => {
-                packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, false));
+                packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, time, false));
                 self.runs.extend(runs);
                 if let Some(entry) = point {
                     let state =
@@ -231,7 +233,7 @@ impl State {
             }
             Change::Condemn { packs, moved } => {
                 packs.iter().for_each(|pack| self.condemn(pack, time));
-                moved.into_iter().for_each(|pack| self.add_pack(pack, &writer, true));
+                moved.into_iter().for_each(|pack| self.add_pack(pack, &writer, time, true));
             }
             Change::Delete { packs } => packs.iter().for_each(|pack| self.delete(pack)),
             Change::Features(features) => self.features.add(&features),
@@ -244,7 +246,7 @@ impl State {
         self.writers.insert(writer.key.writer_id(), writer);
     }
 
-    fn add_pack(&mut self, entry: PackEntry, writer: &WriterId, collector: bool) {
+    fn add_pack(&mut self, entry: PackEntry, writer: &WriterId, since: Time, collector: bool) {
         // A name that is known stays what it is: condemned packs do not come back under their old name.
         if self.packs.contains_key(&entry.id) {
             return;
@@ -259,7 +261,7 @@ impl State {
                 known.places.push(Location { pack: entry.id, segments: group.segments.clone() });
             }
         }
-        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live, trusted });
+        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live, trusted, since });
     }
 
     /// A pack may be condemned before any commit named it: then no commit can any more.
@@ -271,7 +273,7 @@ impl State {
             retain_until: Time(0),
             groups: Vec::new(),
         };
-        let nameless = || PackState { entry: entry(), status: PackStatus::Live, trusted: false };
+        let nameless = || PackState { entry: entry(), status: PackStatus::Live, trusted: false, since: time };
         let pack = self.packs.entry(*id).or_insert_with(nameless);
         if pack.status == PackStatus::Live {
             pack.status = PackStatus::Condemned(time);

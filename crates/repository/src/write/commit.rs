@@ -98,12 +98,16 @@ pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
     let (packs, tags) = ingest.groups.take_unregistered();
     let runs = store_run(&shared, ingest, &tags)?;
     shared.store.flush()?;
+    let mut refused = Vec::new();
     shared.append(Powers::WRITE, &mut |state| {
         // What was condemned meanwhile stays condemned; the point's own commit rescues it.
+        refused = packs.iter().filter(|pack| state.status(&pack.id).is_some()).cloned().collect();
         Ok(Change::Commit { packs: uncondemned(state, &packs), runs: runs.clone(), point: None })
     })?;
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
-    ingest.groups.forget(&packs);
+    let registered: Vec<_> = packs.into_iter().filter(|pack| !refused.contains(pack)).collect();
+    ingest.groups.forget(&registered);
+    ingest.groups.refused.append(&mut refused);
     ingest.forget_usable();
     Ok(())
 }
@@ -140,6 +144,7 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     let references = store_references(ingest)?;
     ingest.groups.finish()?;
     let (mut packs, tags) = ingest.groups.take_unregistered();
+    packs.append(&mut ingest.groups.refused);
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
     let runs = store_run(&shared, ingest, &tags)?;
     counts.new_bytes = ingest.new_bytes;

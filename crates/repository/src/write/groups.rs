@@ -58,6 +58,8 @@ pub(crate) struct Groups {
     /// Packs stored but not yet registered in the log, with what the index must know of them.
     stored: Vec<PackEntry>,
     tags: Vec<GroupTags>,
+    /// Packs that were condemned before they could be registered: the point's commit rescues what it needs of them.
+    pub(crate) refused: Vec<PackEntry>,
     written_bytes: u64,
 }
 
@@ -73,6 +75,7 @@ impl Groups {
             directories: HashMap::new(),
             stored: Vec::new(),
             tags: Vec::new(),
+            refused: Vec::new(),
             written_bytes: 0,
         })
     }

@@ -1,7 +1,7 @@
 //! Processes that write, expire and collect in a directory, and are killed: a hundred times in a row, on one
 //! repository.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says where")]
 #![allow(clippy::allow_attributes, reason = "as in the harness")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! Where things are when nobody says: the default repository, key files, and what is remembered between runs.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use mainstay_core::{Code, Error, Result};
@@ -49,6 +50,16 @@ impl Places {
     /// The key file of a repository.
     pub(crate) fn key_file(&self, family: &FamilyId) -> PathBuf {
         self.keys.join(format!("{family}.key"))
+    }
+
+    /// Makes the directories above the default repository. One that was chosen is not helped: its parent may be a
+    /// disk that is not mounted.
+    pub(crate) fn make_ready(&self) -> Result<()> {
+        let Some(parent) = Path::new(&self.repository).parent().filter(|_| !self.chosen) else {
+            return Ok(());
+        };
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+        made.map_err(|error| Error::io(format!("cannot make {}", parent.display()), error))
     }
 
     /// The directory that the repository is in, when it is one of this machine.

@@ -1,5 +1,6 @@
 //! One run: the doors, the words, the places, and an open repository.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ impl Session {
         self.doors.clock.monotonic().saturating_sub(began).as_secs_f64()
     }
 
+    /// The key file that the person named.
+    pub(crate) fn key_file(&self) -> Option<PathBuf> {
+        let named = self.global.key_file.as_ref().or(self.doors.environment.key_file.as_ref());
+        named.map(|path| self.doors.directory.join(path))
+    }
+
     /// What a repository is opened with.
     pub(crate) fn options(&self, places: &Places) -> Options {
         Options {
@@ -60,13 +67,13 @@ impl Session {
         let family = Repository::identify(store.as_ref()).map_err(|error| no_repository(error, &places))?;
         let open = |unlock: &Unlock<'_>| Repository::open(Arc::clone(&store), unlock, &options);
         if let Some(path) = &self.global.with_kit {
-            let text = std::fs::read_to_string(path)
+            let path = self.doors.directory.join(path);
+            let text = std::fs::read_to_string(&path)
                 .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
             return open(&Unlock::Kit(&Kit::parse(&text)?));
         }
-        let named = self.global.key_file.clone().or_else(|| self.doors.environment.key_file.clone());
         let default = places.key_file(&family);
-        if let Some(path) = named {
+        if let Some(path) = self.key_file() {
             return open_with_file(&path, &open);
         }
         if let Some(passphrase) = secrets::passphrase_of_environment(&self.doors)? {

@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Init, session: &mut Session) -> Done {
     let created = session.now();
     let about = |label: &str| About { label: label.to_owned(), created };
     let mut slots = vec![kit.seal_slot(&ring, &about(KIT_LABEL))?];
-    let key_file = if arguments.generate_key || session.global.key_file.is_some() {
+    let key_file = if arguments.generate_key || session.key_file().is_some() {
         let (path, slot) = generated_key(session, &places, &ring)?;
         slots.push(slot);
         Some(path)
@@ -102,7 +102,7 @@ fn refuse_existing(places: &Places) -> Result<()> {
 /// A random key in a new private file, and the slot that it opens. The file is there before the repository is.
 fn generated_key(session: &Session, places: &Places, ring: &KeyRing) -> Result<(PathBuf, Vec<u8>)> {
     let family = ring.family();
-    let path = session.global.key_file.clone().unwrap_or_else(|| places.key_file(&family));
+    let path = session.key_file().unwrap_or_else(|| places.key_file(&family));
     let path = session.doors.directory.join(path);
     if let Some(repository) = places.local_repository().filter(|repository| path.starts_with(repository)) {
         let what = format!("{} lies inside the repository {}", path.display(), repository.display());
@@ -132,7 +132,9 @@ fn create(
     slots: &[Vec<u8>],
     key_file: Option<&Path>,
 ) -> Result<Repository> {
-    let made = store::create(&places.repository)
+    let made = places
+        .make_ready()
+        .and_then(|()| store::create(&places.repository))
         .and_then(|store| Repository::create(Arc::clone(&store), ring, slots, &session.options(places)));
     if made.is_err()
         && let Some(path) = key_file

@@ -97,13 +97,17 @@ fn one_of<'a, T>(start: &str, all: &'a [T], id: impl Fn(&T) -> Id16) -> Result<&
 }
 
 fn kit(out: Option<&Path>, session: &mut Session) -> Done {
+    let file = out.map(|path| session.doors.directory.join(path));
+    if let Some(path) = file.as_ref().filter(|path| path.exists()) {
+        return Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
+            .hint("choose another file for the recovery kit"));
+    }
     let repository = session.open()?;
     let created = session.now();
     let kit = Kit::generate(&repository.family())?;
     let slot = kit.seal_slot(repository.ring(), &About { label: KIT_LABEL.to_owned(), created })?;
     repository.add_slot(&slot)?;
     let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
-    let file = out.map(|path| session.doors.directory.join(path));
     hand_over_kit(session, &kit.print(&page), file.as_deref())?;
     session.report.say("Earlier kits stay valid until removed: mainstay key list, mainstay key remove ID");
     Ok(None)

@@ -168,9 +168,7 @@ impl Error {
         let code = match source.kind() {
             std::io::ErrorKind::NotFound => Code::NotFound,
             std::io::ErrorKind::AlreadyExists => Code::AlreadyExists,
-            std::io::ErrorKind::StorageFull
-            | std::io::ErrorKind::QuotaExceeded
-            | std::io::ErrorKind::FileTooLarge => Code::Full,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::Full,
             std::io::ErrorKind::Unsupported => Code::Unsupported,
             _ => Code::Io,
         };

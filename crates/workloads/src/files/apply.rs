@@ -10,7 +10,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::decide::{Wanted, xattr_changes};
+use super::decide::xattr_changes;
+use super::run::Run;
 
 /// The set-user-id and set-group-id bits.
 const SET_ID: u32 = 0o6000;
@@ -30,20 +31,34 @@ pub(super) enum Held<'a> {
     Place(BorrowedFd<'a>),
 }
 
-/// Makes `held` what is wanted; `present` is what it is now, if that is known. Returns in words what could not
-/// be set. Owner first, since changing it clears capabilities and set-id bits; times last.
-pub(super) fn apply(held: Held<'_>, wanted: &Wanted<'_>, present: Option<&Metadata>) -> Option<String> {
-    let metadata = wanted.metadata;
+/// Makes `held` what `metadata` says; `present` is what it is now, if that is known. Returns in words what could
+/// not be set. Owner first, since changing it clears capabilities and set-id bits; times last.
+pub(super) fn apply(
+    run: &Run,
+    held: Held<'_>,
+    metadata: &Metadata,
+    present: Option<&Metadata>,
+) -> Option<String> {
     let mut losses = Vec::new();
-    let mut mode = metadata.mode & 0o7777;
     let owned = present.map(|present| (present.uid, present.gid));
-    if let Some((uid, gid)) = wanted.owner
-        && owned != Some((uid, gid))
-        && let Err(errno) = held.chown(uid, gid)
-    {
-        losses.push(loss(&format!("owner {uid}:{gid}"), errno));
-        // The group alone may be within one's power.
-        let _also_lost = held.chown(u32::MAX, gid);
+    let recorded = run.recorded_owner(metadata);
+    match run.wanted(metadata).owner {
+        Some(wanted) if owned == Some(wanted) => {}
+        Some((uid, gid)) => {
+            if let Err(errno) = held.chown(uid, gid) {
+                losses.push(loss(&format!("owner {uid}:{gid}"), errno));
+                // The group alone may be within one's power.
+                let _also_lost = held.chown(u32::MAX, gid);
+            }
+        }
+        None if run.euid != 0 && owned.is_none_or(|(_, gid)| gid != recorded.1) => {
+            // Granted to the members of that group.
+            let _left = held.chown(u32::MAX, recorded.1);
+        }
+        None => {}
+    }
+    let mut mode = metadata.mode & 0o7777;
+    if mode & SET_ID != 0 && held.owner().ok() != Some(recorded) {
         // A program must not gain the powers of whoever restores it.
         mode &= !SET_ID;
     }
@@ -91,6 +106,10 @@ impl Held<'_> {
         let number = |number: u32| (number != u32::MAX).then_some(number);
         let (uid, gid) = (number(uid).map(Uid::from_raw), number(gid).map(Gid::from_raw));
         chownat(self.fd(), c"", uid, gid, AtFlags::EMPTY_PATH)
+    }
+
+    fn owner(&self) -> Result<(u32, u32), Errno> {
+        super::inspect::look_at_open(self.fd()).map(|stat| (stat.stx_uid, stat.stx_gid))
     }
 
     pub(super) fn chmod(&self, mode: u32) -> Result<(), Errno> {

@@ -89,7 +89,7 @@ impl OpenDir {
         let stat = look(&*fd, c".")?;
         let mut inspector = Inspector::default();
         let (present, _trouble) = inspector.metadata(&*fd, c".", &stat, metadata.kind)?;
-        Ok(apply(Held::Place(fd.as_fd()), &self.run.wanted(metadata), Some(&present)))
+        Ok(apply(&self.run, Held::Place(fd.as_fd()), metadata, Some(&present)))
     }
 
     /// Whether there is a default ACL on it.

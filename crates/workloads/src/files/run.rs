@@ -26,7 +26,8 @@ pub enum OwnerRule {
     #[default]
     ByName,
     ByNumber,
-    /// Whoever restores it.
+    /// Whoever restores it. An ordinary user keeps the group where they belong to it. Set-id bits go, unless this
+    /// is the recorded owner.
     Leave,
 }
 
@@ -99,6 +100,12 @@ impl Run {
 
     pub(super) fn wanted<'a>(&self, metadata: &'a Metadata) -> Wanted<'a> {
         Wanted { metadata, owner: self.owner_rule.owner(&self.owners, metadata) }
+    }
+
+    /// Who owned it where it was captured, in numbers of this machine.
+    pub(super) fn recorded_owner(&self, metadata: &Metadata) -> (u32, u32) {
+        let rule = if self.owner_rule == OwnerRule::Leave { OwnerRule::ByName } else { self.owner_rule };
+        rule.owner(&self.owners, metadata).unwrap_or((metadata.uid, metadata.gid))
     }
 
     /// A name that no other file has: unfinished until it is renamed.

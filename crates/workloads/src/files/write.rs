@@ -167,8 +167,7 @@ impl Worker {
         let inherited =
             if parent.inherits { self.present(dir, temporary).map_err(unwritable)? } else { None };
         let inherited = inherited.as_ref().map(|present| &present.metadata);
-        let wanted = self.run.wanted(&item.metadata);
-        if let Some(losses) = apply(Held::Open(file.as_fd()), &wanted, inherited) {
+        if let Some(losses) = apply(&self.run, Held::Open(file.as_fd()), &item.metadata, inherited) {
             self.run.skip(item.path.clone(), SkipReason::Metadata, losses);
         }
         Ok(bytes)
@@ -261,8 +260,7 @@ impl Worker {
         }
         let (present, _trouble) =
             self.inspector.metadata(dir, name, &stat, item.metadata.kind).map_err(unwritable)?;
-        let wanted = self.run.wanted(&item.metadata);
-        if let Some(losses) = apply(Held::Place(held.as_fd()), &wanted, Some(&present)) {
+        if let Some(losses) = apply(&self.run, Held::Place(held.as_fd()), &item.metadata, Some(&present)) {
             self.run.skip(item.path.clone(), SkipReason::Metadata, losses);
         }
         Ok(())

@@ -85,12 +85,18 @@ fn item_path(path: &Path) -> ItemPath {
 /// Runs `act` on a thread that is the user 65534 and no more, if this process has the power for that. Credentials
 /// belong to threads, and a thread hands its own on to those that it starts.
 fn as_ordinary_user<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    as_ordinary_user_in(&[], act)
+}
+
+/// As [`as_ordinary_user`], of these groups too.
+fn as_ordinary_user_in<T: Send>(groups: &[u32], act: impl FnOnce() -> T + Send) -> T {
     use rustix::process::{Gid, Uid};
     std::thread::scope(|scope| {
         let run = scope.spawn(|| {
             if rustix::process::geteuid().is_root() {
                 let (uid, gid) = (Uid::from_raw(65534), Gid::from_raw(65534));
-                rustix::thread::set_thread_groups(&[]).unwrap();
+                let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+                rustix::thread::set_thread_groups(&groups).unwrap();
                 rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
                 rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
             }

@@ -9,12 +9,15 @@ use mainstay_core::{Code, ItemPath, SkipReason, Target as _};
 use mainstay_testkit::tree::{compare, hostile_tree};
 use mainstay_testkit::{Part, Rng, TestItem, for_each_seed, random_items};
 use mainstay_workloads::files::{
-    Action, FilesPlan, FilesSource, FilesTarget, Place, RestoreMode, RestoreRules, diff,
+    Action, FilesPlan, FilesSource, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules, Restored, diff,
 };
 
 use mainstay_workloads::process::Program;
 
-use crate::{backup_and_restore, captured, clock, copy, inside, item_path, owners, plan, request, walk};
+use crate::{
+    as_ordinary_user_in, backup_and_restore, captured, clock, copy, inside, item_path, owners, plan, request,
+    shared_directory, walk,
+};
 
 fn tree(root: &Path) {
     fs::create_dir_all(root.join("directory/inner")).unwrap();
@@ -262,4 +265,71 @@ fn previews_of_random_trees_agree_with_what_is_done() {
         let rest = diff(&mut existing, wanted, &rules).unwrap();
         assert!(rest.iter().all(|change| change.action == Action::Same), "{rest:?}");
     });
+}
+
+/// Restores `items` into a fresh directory as `owners` says; the directory and the outcome.
+fn restored(owners: OwnerRule, items: &[TestItem]) -> (tempfile::TempDir, Restored) {
+    let directory = shared_directory();
+    let root = directory.path().to_owned();
+    let mut target = FilesTarget::new(FilesPlan { root, owners, ..FilesPlan::default() }).unwrap();
+    items.iter().for_each(|item| target.put(item.to_item()).unwrap());
+    let outcome = Box::new(target).finish(&captured()).unwrap().1;
+    (directory, outcome)
+}
+
+fn small_file(name: &str, owner: (u32, u32), mode: u32) -> TestItem {
+    let mut item = TestItem::file(ItemPath::new(name).unwrap(), vec![Part::Bytes(b"content".to_vec())]);
+    (item.metadata.uid, item.metadata.gid) = owner;
+    item.metadata.mode = mode;
+    item
+}
+
+#[test]
+fn set_id_bits_stay_with_the_recorded_owner_only() {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let items = [
+        small_file("foreign", (54_321, gid), 0o4755),
+        small_file("foreign group", (uid, 54_321), 0o6755),
+        small_file("own", (uid, gid), 0o6755),
+    ];
+    let (directory, outcome) = restored(OwnerRule::Leave, &items);
+    assert_eq!(outcome.skips, []);
+    let mode = |name| directory.path().join(name).metadata().unwrap().mode() & 0o7777;
+    assert_eq!([mode("foreign"), mode("foreign group"), mode("own")], [0o755, 0o755, 0o6755]);
+}
+
+/// Needs the power to belong to a group, which root has; whoever else runs this needs a second group of their own.
+#[test]
+fn an_ordinary_user_keeps_the_groups_they_belong_to() {
+    use rustix::process::{getegid, geteuid, getgroups};
+    const MEMBER: u32 = 54_321;
+    let in_group = |act: fn(u32)| {
+        if !geteuid().is_root() {
+            let other = getgroups().unwrap().into_iter().find(|group| *group != getegid());
+            act(other.unwrap_or(getegid()).as_raw());
+            return;
+        }
+        as_ordinary_user_in(&[MEMBER], || act(MEMBER));
+    };
+    in_group(|group| {
+        let own = geteuid().as_raw();
+        let items = [small_file("foreign", (own, 54_322), 0o644), small_file("shared", (own, group), 0o2750)];
+        let (directory, outcome) = restored(OwnerRule::Leave, &items);
+        assert_eq!(outcome.skips, []);
+        let found = |name| directory.path().join(name).metadata().unwrap();
+        assert_eq!((found("shared").gid(), found("shared").mode() & 0o7777), (group, 0o2750));
+        assert_eq!(found("foreign").gid(), getegid().as_raw());
+    });
+}
+
+/// A file that this file system cannot hold is the end of that file, not of the restore.
+#[test]
+fn a_file_that_is_too_large_for_the_medium_is_skipped() {
+    let path = ItemPath::new("a large one").unwrap();
+    let huge = vec![Part::Hole(i64::MAX.unsigned_abs()), Part::Hole(1)];
+    let items = [TestItem::file(path.clone(), huge), small_file("next", (0, 0), 0o644)];
+    let (directory, outcome) = restored(owners(), &items);
+    let skipped: Vec<_> = outcome.skips.iter().map(|skip| &skip.path).collect();
+    assert_eq!(skipped, [&path], "{:?}", outcome.skips);
+    assert_eq!(fs::read(directory.path().join("next")).unwrap(), b"content");
 }

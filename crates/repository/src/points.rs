@@ -162,7 +162,8 @@ impl Points {
             state.notes.iter().filter(|(_, note)| wanted(note)).map(|(time, _)| *time).max()
         };
         let mut tags = body.map(|body| body.tags.clone()).unwrap_or_default();
-        state.apply_tags(&mut tags);
+        let ring = &self.shared.ring;
+        state.apply_tags(ring, &mut tags);
         Ok(PointInfo {
             id,
             workload: body.map_or_else(unreadable, |body| body.workload.clone()),
@@ -177,7 +178,7 @@ impl Points {
             counts,
             position: body.map(|body| body.position.clone()).unwrap_or_default(),
             tags,
-            holds: state.holds(),
+            holds: state.holds().iter().map(|hold| hold.open(ring)).collect(),
             verified: newest(&|note| matches!(note, StoredNote::Verified { .. })),
             proven: newest(&|note| matches!(note, StoredNote::Proven { .. })),
             writer,

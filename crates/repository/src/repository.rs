@@ -105,7 +105,8 @@ impl Repository {
         }
         config.store(store.as_ref(), root)?;
         let this = Self::assemble(store, ring.clone(), &config, options);
-        let entry = WriterEntry { key: writer, powers: ring.powers(), name: "owner".into() };
+        let name = this.shared.seal_text("owner")?;
+        let entry = WriterEntry { key: writer, powers: ring.powers(), name };
         this.shared.append_signed_by(root, &mut |state| {
             if state.next_sequence() > 0 {
                 return Err(Error::new(Code::AlreadyExists, "the store already has a log"));
@@ -241,12 +242,16 @@ impl Repository {
     pub fn note(&self, point: &PointId, note: &Note) -> Result<()> {
         let hold = random_id()?;
         let note = match note.clone() {
-            Note::Tag(tag) => StoredNote::Tag(tag),
-            Note::Untag(tag) => StoredNote::Untag(tag),
-            Note::Hold { reason, until } => StoredNote::Hold { id: hold, reason, until },
+            Note::Tag(tag) => StoredNote::Tag(self.shared.seal_text(&tag)?),
+            Note::Untag(tag) => StoredNote::Untag(self.shared.seal_text(&tag)?),
+            Note::Hold { reason, until } => {
+                StoredNote::Hold { id: hold, reason: self.shared.seal_text(&reason)?, until }
+            }
             Note::Release(id) => StoredNote::Release(id),
             Note::Verified { read_data } => StoredNote::Verified { read_data },
-            Note::Proven { how, seconds } => StoredNote::Proven { how, seconds },
+            Note::Proven { how, seconds } => {
+                StoredNote::Proven { how: self.shared.seal_text(&how)?, seconds }
+            }
         };
         let power = if matches!(note, StoredNote::Release(_)) { Powers::EXPIRE } else { Powers::WRITE };
         self.append(power, &mut |state| match state.point(point) {
@@ -263,6 +268,7 @@ impl Repository {
             return Ok(());
         }
         let now = self.shared.clock.now();
+        let sealed = self.shared.seal_text(reason)?;
         self.append(Powers::EXPIRE, &mut |state| {
             // A hold ends by the later of both clocks, so that a clock set forward releases nothing early
             // unless the log agrees.
@@ -279,11 +285,11 @@ impl Repository {
                 let held =
                     point.holds().into_iter().find(|hold| hold.until.is_none_or(|until| until > moment));
                 if let Some(hold) = held {
-                    let what = format!("point {id} is held: {}", hold.reason);
+                    let what = format!("point {id} is held: {}", hold.open(&self.shared.ring).reason);
                     return Err(Error::new(Code::Refused, what).hint("release the hold first"));
                 }
             }
-            Ok(Change::Expire { points: points.to_vec(), reason: reason.to_owned() })
+            Ok(Change::Expire { points: points.to_vec(), reason: sealed.clone() })
         })
     }
 
@@ -344,7 +350,7 @@ impl Repository {
         let state = self.shared.state();
         let info = |(id, entry): (&WriterId, &WriterEntry)| WriterInfo {
             id: *id,
-            name: entry.name.clone(),
+            name: entry.name.open(&self.shared.ring).unwrap_or_else(|_| id.to_string()),
             powers: entry.powers,
         };
         state.writers().map(info).collect()
@@ -360,7 +366,7 @@ impl Repository {
             Role::Collector => self.shared.ring.collector(signing)?,
         };
         let powers = ring.powers();
-        let entry = WriterEntry { key, powers, name: name.to_owned() };
+        let entry = WriterEntry { key, powers, name: self.shared.seal_text(name)? };
         self.shared.append_signed_by(root, &mut |_| Ok(Change::Writer(entry.clone())))?;
         self.remember();
         Ok(ring)

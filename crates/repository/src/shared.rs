@@ -10,6 +10,7 @@ use crate::keys::{DomainKeys, FamilyId, KeyRing, Powers};
 use crate::log::Log;
 use crate::log::record::Change;
 use crate::log::state::State;
+use crate::log::text::SealedText;
 use crate::sign::SigningKey;
 
 /// How the writer groups what it stores. The defaults suit everyone but tests.
@@ -89,6 +90,11 @@ impl Shared {
         decide: &mut dyn FnMut(&State) -> Result<Change>,
     ) -> Result<u64> {
         self.log.append(&mut self.state_mut(), signer, decide)
+    }
+
+    /// Words for the log.
+    pub(crate) fn seal_text(&self, text: &str) -> Result<SealedText> {
+        SealedText::seal(self.domain()?, self.family(), text)
     }
 
     /// The keys of the domain that this holder writes to.

@@ -264,7 +264,15 @@ fn nothing_recognisable_is_stored_in_the_clear() {
     let detail = text("detail");
     let skip = mainstay_core::Skip { path, reason: mainstay_core::SkipReason::Unreadable, detail };
     let source = mainstay_testkit::VecSource::new(vec![item]).skipping(1, skip);
-    common::copy(Box::new(source), Box::new(bench.repository.write(request).unwrap())).unwrap();
+    let point = common::copy(Box::new(source), Box::new(bench.repository.write(request).unwrap())).unwrap();
+    let proven = Note::Proven { how: text("proof"), seconds: 1 };
+    for note in [Note::Tag(text("tag")), Note::Hold { reason: text("hold"), until: Some(Time(1)) }, proven] {
+        bench.repository.note(&point, &note).unwrap();
+    }
+    bench.repository.add_writer(&text("writer"), Role::Collector).unwrap();
+    let info = open(&bench).points().unwrap().remove(0);
+    assert_eq!((info.tags, &info.holds[0].reason), (vec![text("tag")], &text("hold")));
+    bench.repository.expire(&[point], &text("reason")).unwrap();
     for (name, bytes) in bench.store.snapshot() {
         let seen = bytes.windows(CANARY.len()).any(|window| window == CANARY);
         assert!(!seen, "{name} shows it");

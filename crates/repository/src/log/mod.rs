@@ -6,6 +6,7 @@
 
 pub(crate) mod record;
 pub(crate) mod state;
+pub(crate) mod text;
 
 use std::sync::Arc;
 use std::time::Duration;

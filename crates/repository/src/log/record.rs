@@ -2,6 +2,7 @@
 
 use mainstay_core::{Code, DomainId, Error, Id16, PointId, Result, Time, WriterId};
 
+use super::text::SealedText;
 use crate::codec::{Decoder, Encode as _};
 use crate::config::{Duty, Features};
 use crate::format::pack::{BlockKind, BuiltPack, GroupDigest, GroupHeader, PackId};
@@ -53,7 +54,7 @@ pub(crate) enum Change {
     },
     Expire {
         points: Vec<PointId>,
-        reason: String,
+        reason: SealedText,
     },
     /// From here on nobody may rely on `packs`; what was live in them lies in `moved`.
     Condemn {
@@ -73,7 +74,7 @@ pub(crate) enum Change {
 pub(crate) struct WriterEntry {
     pub(crate) key: VerifyingKey,
     pub(crate) powers: Powers,
-    pub(crate) name: String,
+    pub(crate) name: SealedText,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,12 +118,12 @@ pub(crate) struct PointEntry {
 /// A later fact about a point. The numbers are part of the format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StoredNote {
-    Tag(String),
-    Untag(String),
-    Hold { id: Id16, reason: String, until: Option<Time> },
+    Tag(SealedText),
+    Untag(SealedText),
+    Hold { id: Id16, reason: SealedText, until: Option<Time> },
     Release(Id16),
     Verified { read_data: bool },
-    Proven { how: String, seconds: u64 },
+    Proven { how: SealedText, seconds: u64 },
 }
 
 impl Change {
@@ -175,7 +176,7 @@ impl Change {
             }
             Self::Expire { points, reason } => {
                 list(&mut out, points, |id, out| out.fixed(&id.0));
-                out.bytes(reason.as_bytes());
+                reason.encode(&mut out);
             }
             Self::Condemn { packs, moved } => {
                 list(&mut out, packs, |id, out| out.fixed(&id.0));
@@ -189,7 +190,7 @@ impl Change {
 
     pub(super) fn decode(kind: u16, input: &mut Decoder<'_>) -> Result<Self> {
         Ok(match kind {
-            1 => Self::Genesis { writers: read_list(input, 37, WriterEntry::decode)? },
+            1 => Self::Genesis { writers: read_list(input, 85, WriterEntry::decode)? },
             2 => Self::Writer(WriterEntry::decode(input)?),
             3 => {
                 let (packs, runs) = (
@@ -203,7 +204,10 @@ impl Change {
                 Self::Commit { packs, runs, point: points.pop() }
             }
             4 => Self::Note { point: input.id()?, note: StoredNote::decode(input)? },
-            5 => Self::Expire { points: read_list(input, 16, Decoder::id)?, reason: input.text()? },
+            5 => Self::Expire {
+                points: read_list(input, 16, Decoder::id)?,
+                reason: SealedText::decode(input)?,
+            },
             6 => Self::Condemn {
                 packs: read_list(input, 16, Decoder::id)?,
                 moved: read_list(input, PACK_ENTRY_BYTES_MIN, PackEntry::decode)?,
@@ -233,13 +237,13 @@ impl WriterEntry {
     fn encode(&self, out: &mut Vec<u8>) {
         out.fixed(&self.key.0);
         out.u32(self.powers.0);
-        out.bytes(self.name.as_bytes());
+        self.name.encode(out);
     }
 
     fn decode(input: &mut Decoder<'_>) -> Result<Self> {
         let key = VerifyingKey(input.array()?);
         let powers = Powers(input.u32()?);
-        Ok(Self { key, powers, name: input.text()? })
+        Ok(Self { key, powers, name: SealedText::decode(input)? })
     }
 }
 
@@ -321,16 +325,16 @@ impl StoredNote {
         match self {
             Self::Tag(tag) => {
                 out.u8(1);
-                out.bytes(tag.as_bytes());
+                tag.encode(out);
             }
             Self::Untag(tag) => {
                 out.u8(2);
-                out.bytes(tag.as_bytes());
+                tag.encode(out);
             }
             Self::Hold { id, reason, until } => {
                 out.u8(3);
                 out.fixed(&id.0);
-                out.bytes(reason.as_bytes());
+                reason.encode(out);
                 out.i64(until.unwrap_or(Time(i64::MAX)).0);
             }
             Self::Release(id) => {
@@ -343,7 +347,7 @@ impl StoredNote {
             }
             Self::Proven { how, seconds } => {
                 out.u8(6);
-                out.bytes(how.as_bytes());
+                how.encode(out);
                 out.u64(*seconds);
             }
         }
@@ -351,15 +355,16 @@ impl StoredNote {
 
     fn decode(input: &mut Decoder<'_>) -> Result<Self> {
         Ok(match input.u8()? {
-            1 => Self::Tag(input.text()?),
-            2 => Self::Untag(input.text()?),
+            1 => Self::Tag(SealedText::decode(input)?),
+            2 => Self::Untag(SealedText::decode(input)?),
             3 => {
-                let (id, reason, until) = (input.id()?, input.text()?, Time(input.i64()?));
+                let (id, reason) = (input.id()?, SealedText::decode(input)?);
+                let until = Time(input.i64()?);
                 Self::Hold { id, reason, until: (until.0 != i64::MAX).then_some(until) }
             }
             4 => Self::Release(input.id()?),
             5 => Self::Verified { read_data: input.u8()? != 0 },
-            6 => Self::Proven { how: input.text()?, seconds: input.u64()? },
+            6 => Self::Proven { how: SealedText::decode(input)?, seconds: input.u64()? },
             kind => {
                 let what = format!("the log has a note of kind {kind}, which this version does not know");
                 return Err(Error::new(Code::TooNew, what));

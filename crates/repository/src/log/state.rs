@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mainstay_core::{PointId, Time, WriterId};
+use mainstay_core::{Id16, PointId, Time, WriterId};
 
 use super::record::{Change, PackEntry, PointEntry, Record, RunEntry, Signer, StoredNote, WriterEntry};
+use super::text::SealedText;
 use crate::config::Features;
 use crate::format::pack::{GroupDigest, PackId};
 use crate::format::segment::GroupId;
+use crate::keys::KeyRing;
 use crate::points::Hold;
 use crate::ranges::Ranges;
 use crate::sign::VerifyingKey;
@@ -295,29 +297,51 @@ impl State {
 }
 
 impl PointState {
-    /// Adds and takes away what was tagged after the point was made.
-    pub(crate) fn apply_tags(&self, tags: &mut Vec<String>) {
+    /// Adds and takes away what was tagged after the point was made. Tags that the holder of `ring` cannot read do
+    /// not count.
+    pub(crate) fn apply_tags(&self, ring: &KeyRing, tags: &mut Vec<String>) {
         for (_, note) in &self.notes {
             match note {
-                StoredNote::Tag(tag) if !tags.contains(tag) => tags.push(tag.clone()),
-                StoredNote::Untag(tag) => tags.retain(|known| known != tag),
+                StoredNote::Tag(tag) => {
+                    let tag = tag.open(ring).ok().filter(|tag| !tags.contains(tag));
+                    tags.extend(tag);
+                }
+                StoredNote::Untag(tag) => {
+                    let tag = tag.open(ring).ok();
+                    tags.retain(|known| tag.as_ref() != Some(known));
+                }
                 _ => {}
             }
         }
     }
 
-    /// Holds that were not released.
-    pub(crate) fn holds(&self) -> Vec<Hold> {
-        let mut holds: Vec<Hold> = Vec::new();
-        for (time, note) in &self.notes {
+    /// Holds that were not released, and when they were placed.
+    pub(crate) fn holds(&self) -> Vec<StoredHold<'_>> {
+        let mut holds: Vec<StoredHold<'_>> = Vec::new();
+        for (placed, note) in &self.notes {
             match note {
                 StoredNote::Hold { id, reason, until } => {
-                    holds.push(Hold { id: *id, reason: reason.clone(), until: *until, placed: *time });
+                    holds.push(StoredHold { id: *id, reason, until: *until, placed: *placed });
                 }
                 StoredNote::Release(released) => holds.retain(|hold| hold.id != *released),
                 _ => {}
             }
         }
         holds
+    }
+}
+
+/// A hold as the log has it.
+pub(crate) struct StoredHold<'a> {
+    pub(crate) id: Id16,
+    reason: &'a SealedText,
+    pub(crate) until: Option<Time>,
+    placed: Time,
+}
+
+impl StoredHold<'_> {
+    pub(crate) fn open(&self, ring: &KeyRing) -> Hold {
+        let reason = self.reason.open(ring).unwrap_or_else(|_| "a reason that this key cannot read".into());
+        Hold { id: self.id, reason, until: self.until, placed: self.placed }
     }
 }

@@ -7,13 +7,14 @@ use mainstay_testkit::{MemoryStore, ScriptedClock};
 
 use super::record::{Change, Decoded, GroupEntry, PackEntry, PointEntry, Record, StoredNote, WriterEntry};
 use super::state::State;
+use super::text::SealedText;
 use super::{Log, random_id};
 use crate::codec::Decoder;
 use crate::config::Features;
 use crate::format::pack::GroupDigest;
 use crate::format::segment::Class;
 use crate::hostile::feed;
-use crate::keys::{FamilyId, Powers};
+use crate::keys::{DomainKeys, FamilyId, KeyRing, Powers};
 use crate::names;
 use crate::ranges::Ranges;
 use crate::sign::SigningKey;
@@ -40,7 +41,7 @@ impl Bench {
         let entry = |key: &SigningKey, powers, name: &str| WriterEntry {
             key: key.verifying_key(),
             powers,
-            name: name.into(),
+            name: text(name),
         };
         let writers = vec![
             entry(&writer, Powers::WRITE, "writer"),
@@ -82,6 +83,10 @@ impl Bench {
     }
 }
 
+fn text(words: &str) -> SealedText {
+    SealedText::seal(&DomainKeys::generate().unwrap(), &FamilyId([0; 32]), words).unwrap()
+}
+
 fn point(id: u8) -> PointId {
     Id16([id; 16])
 }
@@ -92,7 +97,7 @@ fn commit(id: u8) -> Change {
 }
 
 fn expire(id: u8) -> Change {
-    Change::Expire { points: vec![point(id)], reason: "test".into() }
+    Change::Expire { points: vec![point(id)], reason: text("test") }
 }
 
 fn pack(id: u8, group: u8, digest: u8) -> PackEntry {
@@ -118,7 +123,7 @@ fn a_record_without_the_power_for_it_does_nothing() {
     let admit = Change::Writer(WriterEntry {
         key: stranger.verifying_key(),
         powers: Powers(u32::MAX),
-        name: "me".into(),
+        name: text("me"),
     });
     let packs = || vec![Id16([9; 16])];
     let condemn = Change::Condemn { packs: packs(), moved: Vec::new() };
@@ -144,7 +149,7 @@ fn a_revoked_writers_records_do_nothing() {
     let mut bench = Bench::new();
     let (root, writer) = (bench.root.clone(), bench.writer.clone());
     bench.append(&writer, commit(1)).unwrap();
-    let none = WriterEntry { key: writer.verifying_key(), powers: Powers::default(), name: "writer".into() };
+    let none = WriterEntry { key: writer.verifying_key(), powers: Powers::default(), name: text("writer") };
     bench.append(&root, Change::Writer(none)).unwrap();
     assert_eq!(bench.append(&writer, commit(2)).unwrap_err().code(), Code::NoPower);
     bench.plant(&bench.record(&writer, commit(3)));
@@ -220,7 +225,7 @@ fn nobody_says_anything_about_anothers_group() {
     let mut bench = Bench::new();
     let (writer, root, expirer) = (bench.writer.clone(), bench.root.clone(), bench.expirer.clone());
     let other = SigningKey::generate().unwrap();
-    let entry = WriterEntry { key: other.verifying_key(), powers: Powers::WRITE, name: "other".into() };
+    let entry = WriterEntry { key: other.verifying_key(), powers: Powers::WRITE, name: text("other") };
     bench.append(&root, Change::Writer(entry)).unwrap();
     let register = |pack| Change::Commit { packs: vec![pack], runs: Vec::new(), point: None };
     bench.append(&writer, register(pack(1, 7, 1))).unwrap();
@@ -239,12 +244,12 @@ fn nobody_says_anything_about_anothers_group() {
 
 fn every_change() -> Vec<Change> {
     let key = SigningKey::generate().unwrap().verifying_key();
-    let writer = || WriterEntry { key, powers: Powers::WRITE, name: "name".into() };
+    let writer = || WriterEntry { key, powers: Powers::WRITE, name: text("name") };
     let run = super::record::RunEntry { id: point(1), domain: point(2), length: 5, hash: [6; 32] };
-    let (id, reason) = (point(3), || "why".to_owned());
+    let (id, reason) = (point(3), || text("why"));
     let notes = [
-        StoredNote::Tag("tag".into()),
-        StoredNote::Untag("tag".into()),
+        StoredNote::Tag(text("tag")),
+        StoredNote::Untag(text("tag")),
         StoredNote::Hold { id, reason: reason(), until: None },
         StoredNote::Hold { id, reason: reason(), until: Some(Time(7)) },
         StoredNote::Release(id),
@@ -287,4 +292,21 @@ fn every_change_comes_back_and_hostile_ones_are_errors() {
             let _either = Change::decode(change.kind(), &mut body);
         });
     }
+}
+
+#[test]
+fn words_of_the_log_are_for_the_domain_only() {
+    let (ring, other) = (KeyRing::create().unwrap(), KeyRing::create().unwrap());
+    let seal = |words: &str| SealedText::seal(&ring.domains()[0], &ring.family(), words).unwrap();
+    for words in ["", "weekly", &"long ".repeat(300)] {
+        assert_eq!(seal(words).open(&ring).unwrap(), words);
+        assert_eq!(seal(words).open(&other).unwrap_err().code(), Code::NoPower);
+    }
+    let bytes = |words: &str| {
+        let mut bytes = Vec::new();
+        seal(words).encode(&mut bytes);
+        bytes
+    };
+    assert_ne!(bytes("weekly"), bytes("weekly"));
+    assert_eq!(bytes("weekly").len(), bytes("a lawsuit, whose name nobody is to know").len());
 }

@@ -1,10 +1,12 @@
 //! The configuration object: who the repository is. Signed by the root key, stored three times.
 
-use mainstay_core::{BlobStore, Code, Error, Result};
+use mainstay_core::{BlobStore, Code, Error, Id16, Result};
 
 use crate::codec::{Decoder, Encode as _};
 use crate::keys::FamilyId;
+use crate::log::record::LogId;
 use crate::names;
+use crate::seal::random_bytes;
 use crate::sign::{SIGNATURE_LEN, SigningKey, VerifyingKey};
 
 const MAGIC: &[u8; 4] = b"MScf";
@@ -64,6 +66,8 @@ impl Features {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) family: FamilyId,
+    /// Random: tells the copies of one family apart, each of which has a log of its own.
+    copy: Id16,
     pub(crate) root: VerifyingKey,
     pub(crate) features: Features,
 }
@@ -73,8 +77,12 @@ fn name(copy: usize) -> String {
 }
 
 impl Config {
-    pub(crate) fn new(family: FamilyId, root: VerifyingKey) -> Self {
-        Self { family, root, features: KNOWN }
+    pub(crate) fn new(family: FamilyId, root: VerifyingKey) -> Result<Self> {
+        Ok(Self { family, copy: Id16(random_bytes()?), root, features: KNOWN })
+    }
+
+    pub(crate) fn log_id(&self) -> LogId {
+        LogId::of(&self.family, &self.copy)
     }
 
     fn encode(&self, root: &SigningKey) -> Vec<u8> {
@@ -82,6 +90,7 @@ impl Config {
         out.fixed(MAGIC);
         out.u16(VERSION);
         out.fixed(&self.family.0);
+        out.fixed(&self.copy.0);
         out.fixed(&self.root.0);
         self.features.encode(&mut out);
         let signature = root.sign(SIGNATURE_CONTEXT, &out);
@@ -99,7 +108,7 @@ impl Config {
             return Err(Error::new(Code::TooNew, "the repository has a newer format")
                 .hint("use a newer Mainstay for this repository"));
         }
-        let family = FamilyId(input.array()?);
+        let (family, copy) = (FamilyId(input.array()?), input.id()?);
         let root = VerifyingKey(input.array()?);
         let features = Features::decode(&mut input)?;
         if FamilyId::of(&root) != family {
@@ -107,7 +116,7 @@ impl Config {
         }
         root.verify(SIGNATURE_CONTEXT, signed, signature)?;
         input.later_fields()?;
-        Ok(Self { family, root, features })
+        Ok(Self { family, copy, root, features })
     }
 
     /// Errors: [`Code::AlreadyExists`] when there is a repository already.
@@ -177,7 +186,7 @@ mod tests {
     #[test]
     fn hostile_configurations_are_errors_and_later_fields_are_not() {
         let root = SigningKey::generate().unwrap();
-        let config = Config::new(FamilyId::of(&root.verifying_key()), root.verifying_key());
+        let config = Config::new(FamilyId::of(&root.verifying_key()), root.verifying_key()).unwrap();
         let bytes = config.encode(&root);
         crate::hostile::feed(&bytes, 1 << 16, |other| {
             assert!(Config::decode(other).is_err() || other == bytes);

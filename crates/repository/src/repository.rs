@@ -99,7 +99,7 @@ impl Repository {
     ) -> Result<Self> {
         let root = ring.root()?.signing_key();
         let writer = ring.writer(Powers::WRITE)?.verifying_key();
-        let config = Config::new(ring.family(), root.verifying_key());
+        let config = Config::new(ring.family(), root.verifying_key())?;
         for bytes in slots {
             put_twice(store.as_ref(), &names::key_slot(&slot::read_header(bytes)?.slot), bytes)?;
         }
@@ -141,7 +141,13 @@ impl Repository {
     }
 
     fn assemble(store: Arc<dyn BlobStore>, ring: KeyRing, config: &Config, options: &Options) -> Self {
-        let log = Log { store, family: config.family, root: config.root, clock: Arc::clone(&options.clock) };
+        let log = Log {
+            store,
+            id: config.log_id(),
+            family: config.family,
+            root: config.root,
+            clock: Arc::clone(&options.clock),
+        };
         let folder = options.state.as_ref().map(|state| memory::folder(state, &config.family));
         let memory = folder.as_deref().map(Memory::new);
         let shared = Arc::new(Shared::new(ring, log, config.features, folder, options.tuning));

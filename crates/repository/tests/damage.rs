@@ -169,7 +169,7 @@ fn the_sample_is_whole_and_has_every_kind_of_object() {
 
 #[test]
 fn every_object_lost_or_cut_short() {
-    let sample = Sample::new(2);
+    let sample = Sample::with_repacked_pack(2);
     for (name, bytes) in &sample.blobs {
         check(&sample, &with(&sample.blobs, name, None), &format!("{name} is lost"));
         let length = bytes.len();
@@ -184,7 +184,7 @@ fn every_object_lost_or_cut_short() {
 
 #[test]
 fn every_object_and_its_copies_lost() {
-    let sample = Sample::new(3);
+    let sample = Sample::with_repacked_pack(3);
     for name in sample.blobs.keys().filter(|name| !name.starts_with("copy/")) {
         let mut blobs = sample.blobs.clone();
         let base = name.trim_end_matches(['0', '1', '2']);

@@ -238,7 +238,8 @@ fn a_forged_repository_under_our_name_is_refused() {
     Repository::create(Arc::new(store.clone()), forger, &[], &options(&clock)).unwrap();
     let mut forged = own["config.0"].to_vec();
     let theirs = &store.snapshot()["config.0"];
-    forged[38..].copy_from_slice(&theirs[38..]);
+    // After magic, version, family and copy.
+    forged[54..].copy_from_slice(&theirs[54..]);
     let mut blobs = own.clone();
     (0..3).for_each(|copy| drop(blobs.insert(format!("config.{copy}"), forged.clone().into())));
     assert_eq!(code(opens(&blobs, &Unlock::Ring(Box::new(ring)), &clock)), Code::Integrity);

@@ -17,7 +17,7 @@ use crate::config::Duty;
 use crate::keys::FamilyId;
 use crate::names;
 use crate::sign::{SigningKey, VerifyingKey};
-use record::{Change, Decoded, Record};
+use record::{Change, Decoded, LogId, Record};
 use state::State;
 
 /// Somebody else always being faster this often in a row means that something is wrong.
@@ -27,6 +27,7 @@ const GAP_MAX: u64 = 1 << 12;
 
 pub(crate) struct Log {
     pub(crate) store: Arc<dyn BlobStore>,
+    pub(crate) id: LogId,
     pub(crate) family: FamilyId,
     pub(crate) root: VerifyingKey,
     pub(crate) clock: Arc<dyn Clock>,
@@ -110,7 +111,7 @@ impl Log {
     }
 
     pub(crate) fn decode(&self, sequence: u64, bytes: &[u8], state: &State) -> Result<Decoded> {
-        Record::decode(&self.family, sequence, bytes, |writer| state.signer(&self.root, writer))
+        Record::decode(&self.id, sequence, bytes, |writer| state.signer(&self.root, writer))
     }
 
     /// Appends the change that `decide` makes of the newest state, and applies it. `decide` is asked again
@@ -145,7 +146,7 @@ impl Log {
                 time: self.clock.now(),
                 change,
             };
-            let bytes = record.encode(&self.family, signer)?;
+            let bytes = record.encode(&self.id, signer)?;
             if self.put(record.sequence, &bytes)? {
                 let sequence = record.sequence;
                 state.apply(record, *blake3::hash(&bytes).as_bytes());

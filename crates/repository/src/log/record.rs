@@ -9,6 +9,7 @@ use crate::format::pack::{BlockKind, BuiltPack, GroupDigest, GroupHeader, PackId
 use crate::format::segment::{Class, GroupId};
 use crate::keys::{FamilyId, Powers};
 use crate::ranges::Ranges;
+use crate::seal::derive;
 use crate::sign::{SigningKey, VerifyingKey};
 
 const MAGIC: &[u8; 4] = b"MSlg";
@@ -19,6 +20,16 @@ const SIGNATURE_CONTEXT: &str = "mainstay log record 1";
 /// go, so none comes near.
 pub(crate) const RECORD_BYTES_MAX: u64 = 16 << 20;
 const PACK_ENTRY_BYTES_MIN: usize = 65;
+
+/// Names the log of one copy of a family, so that no record is believed in another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogId(pub(crate) [u8; 32]);
+
+impl LogId {
+    pub(crate) fn of(family: &FamilyId, copy: &Id16) -> Self {
+        Self(derive("mainstay 2026 log id v1", &[&family.0, &copy.0]))
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
@@ -374,14 +385,14 @@ impl StoredNote {
 }
 
 impl Record {
-    pub(crate) fn encode(&self, family: &FamilyId, signer: &SigningKey) -> Result<Vec<u8>> {
+    pub(crate) fn encode(&self, log: &LogId, signer: &SigningKey) -> Result<Vec<u8>> {
         let body = self.change.encode();
         let mut out = Vec::with_capacity(body.len() + 220);
         out.fixed(MAGIC);
         out.u16(VERSION);
         out.u16(self.change.kind());
         out.u64(self.sequence);
-        out.fixed(&family.0);
+        out.fixed(&log.0);
         out.fixed(&self.previous);
         out.fixed(&self.commit.0);
         out.fixed(&self.writer.0);
@@ -400,7 +411,7 @@ impl Record {
     /// Errors: [`Code::Integrity`] for bytes that are no record of this repository and number, signed by somebody it
     /// knows: then the number is void.
     pub(crate) fn decode(
-        family: &FamilyId,
+        log: &LogId,
         sequence: u64,
         bytes: &[u8],
         signer: impl FnOnce(&WriterId) -> Option<Signer>,
@@ -414,8 +425,8 @@ impl Record {
         if input.u64()? != sequence {
             return Err(input.malformed("it has another number"));
         }
-        if input.array()? != family.0 {
-            return Err(input.malformed("it belongs to another repository"));
+        if input.array()? != log.0 {
+            return Err(input.malformed("it belongs to another log"));
         }
         let (previous, commit, writer, time) = (input.array()?, input.id()?, input.id()?, Time(input.i64()?));
         let mut body = Decoder::new("log record", input.bytes()?);

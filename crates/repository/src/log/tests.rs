@@ -5,7 +5,9 @@ use std::sync::Arc;
 use mainstay_core::{BlobStore as _, Code, Id16, PointId, Time, WriterId};
 use mainstay_testkit::{MemoryStore, ScriptedClock};
 
-use super::record::{Change, Decoded, GroupEntry, PackEntry, PointEntry, Record, StoredNote, WriterEntry};
+use super::record::{
+    Change, Decoded, GroupEntry, LogId, PackEntry, PointEntry, Record, StoredNote, WriterEntry,
+};
 use super::state::State;
 use super::text::SealedText;
 use super::{Log, random_id};
@@ -34,6 +36,7 @@ impl Bench {
         let store = MemoryStore::new();
         let log = Log {
             store: Arc::new(store.clone()),
+            id: LogId([7; 32]),
             family: FamilyId::of(&root.verifying_key()),
             root: root.verifying_key(),
             clock: Arc::new(ScriptedClock::at(Time::from_seconds(1))),
@@ -65,7 +68,7 @@ impl Bench {
             time: Time(5),
             change,
         };
-        record.encode(&self.log.family, signer).unwrap()
+        record.encode(&self.log.id, signer).unwrap()
     }
 
     /// Puts bytes under the next number, as anyone with access to the store can.
@@ -278,12 +281,13 @@ fn every_change_comes_back_and_hostile_ones_are_errors() {
         let bytes = bench.record(signer, change.clone());
         let number = bench.state.next_sequence();
         let all = super::record::Signer { key: signer.verifying_key(), powers: change.needs() };
-        match Record::decode(&bench.log.family, number, &bytes, |_| Some(all)).unwrap() {
+        match Record::decode(&bench.log.id, number, &bytes, |_| Some(all)).unwrap() {
             Decoded::Effective(record) => assert_eq!(record.change, change),
             Decoded::Idle => panic!("{change:?} does nothing"),
         }
+        assert!(Record::decode(&LogId([8; 32]), number, &bytes, |_| Some(all)).is_err());
         feed(&bytes, 1 << 20, |other| {
-            let decoded = Record::decode(&bench.log.family, number, other, |_| Some(all));
+            let decoded = Record::decode(&bench.log.id, number, other, |_| Some(all));
             assert_eq!(decoded.is_ok(), other == bytes, "a changed record was believed");
         });
         // Behind the signature nothing is trusted either.

@@ -84,20 +84,40 @@ pub(crate) fn items(seed: u64, version: u64) -> Vec<TestItem> {
     items
 }
 
+/// Content of three segments that compresses well.
+fn bulky(files: &[u8]) -> Vec<TestItem> {
+    let phrase = |file: u8| format!("file {file} says the same thing over and over; ").repeat(40);
+    let text = |file| (0..600).map(|number| format!("{number} {}", phrase(file))).collect::<String>();
+    let file = |file: &u8| {
+        TestItem::file(path(&format!("bulky-{file}")), vec![Part::Bytes(text(*file).into_bytes())])
+    };
+    files.iter().map(file).collect()
+}
+
 fn back_up(repository: &Repository, items: &[TestItem]) -> Result<PointId> {
     let skip = Skip { path: path("dir/locked"), reason: SkipReason::Unreadable, detail: "denied".into() };
     let source = VecSource::new(items.to_vec()).skipping(3, skip);
     copy(Box::new(source), Box::new(repository.write(request(1))?))
 }
 
-fn collect(repository: &Repository, grace: Duration) {
+/// Returns how many packs were repacked.
+fn collect(repository: &Repository, grace: Duration) -> u64 {
     let options = GcOptions { grace, ..GcOptions::default() };
     let plan = repository.plan_gc(&options, &Silent).unwrap();
-    repository.gc(&plan, &Silent).unwrap();
+    repository.gc(&plan, &Silent).unwrap().repacked
 }
 
 impl Sample {
     pub(crate) fn new(seed: u64) -> Self {
+        Self::make(seed, false)
+    }
+
+    /// With a pack that was repacked; larger.
+    pub(crate) fn with_repacked_pack(seed: u64) -> Self {
+        Self::make(seed, true)
+    }
+
+    fn make(seed: u64, repacked: bool) -> Self {
         let (store, clock, ring) = (MemoryStore::new(), clock(), KeyRing::create().unwrap());
         let kit = Kit::generate(&ring.family()).unwrap();
         let about = |label: &str| About { label: label.into(), created: Time::default() };
@@ -117,15 +137,20 @@ impl Sample {
         }
         let other = items(seed ^ 1, 0);
         made.push((try_backup(&repository, 2, other.clone()).unwrap(), other));
+        let mut expired = Vec::new();
+        if repacked {
+            expired.push(try_backup(&repository, 3, bulky(&[1, 2, 3])).unwrap());
+            made.push((try_backup(&repository, 3, bulky(&[2])).unwrap(), bulky(&[2])));
+        }
         let held = made[2].0;
         repository.note(&held, &Note::Tag("quarterly".into())).unwrap();
         repository.note(&held, &Note::Hold { reason: "court".into(), until: None }).unwrap();
         repository.note(&held, &Note::Verified { read_data: true }).unwrap();
         history.push(store.snapshot());
-        let expired = vec![made.remove(0).0];
+        expired.push(made.remove(0).0);
         repository.expire(&expired, "test").unwrap();
         history.push(store.snapshot());
-        collect(&repository, Duration::ZERO);
+        assert_eq!(collect(&repository, Duration::ZERO) > 0, repacked);
         collect(&repository, Duration::from_secs(1));
         clock.advance(Duration::from_secs(3600));
         collect(&repository, Duration::from_secs(1));

@@ -148,9 +148,22 @@ fn by_id(text: &str, scope: &[&PointInfo]) -> Result<Option<usize>> {
     }
 }
 
-/// Reads a time as people write it: with an offset or a zone, or without one and then in `zone`; a date means its
-/// last moment.
+/// Reads a time as people write it: with an offset or a zone, or without one and then in `zone`. A date means its
+/// last moment, and so do a minute and a second that are not given more exactly: whoever copies a time from a list
+/// means the point that stands there.
 pub fn parse_time(text: &str, zone: &TimeZone) -> Option<Time> {
+    let time = parse_exactly(text, zone)?;
+    let clock = text.get(11..).unwrap_or_default();
+    let clock = clock.split(['+', '-', 'Z', 'z', '[']).next().unwrap_or_default();
+    let rest = match (clock.contains('.'), clock.matches(':').count()) {
+        (false, 1) => 59_999_999_999,
+        (false, 2) => 999_999_999,
+        _ => 0,
+    };
+    Some(Time(time.0.saturating_add(rest)))
+}
+
+fn parse_exactly(text: &str, zone: &TimeZone) -> Option<Time> {
     let nanoseconds = |stamp: Timestamp| i64::try_from(stamp.as_nanosecond()).ok().map(Time);
     if let Ok(stamp) = text.parse::<Timestamp>() {
         return nanoseconds(stamp);

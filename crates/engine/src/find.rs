@@ -51,8 +51,9 @@ pub struct Found {
     pub points: u64,
 }
 
-/// Calls `each` for every state of every matching item, newest first within a workload. Points that cannot be
-/// read with the present key are passed over.
+/// Calls `each` for every state of every matching item, newest first within a workload.
+///
+/// Errors: [`mainstay_core::Code::NoPower`] when the present key cannot read.
 pub fn find(
     repository: &Repository,
     points: &[PointInfo],
@@ -60,6 +61,10 @@ pub fn find(
     progress: &dyn Progress,
     each: &mut dyn FnMut(Found) -> Result<()>,
 ) -> Result<()> {
+    if !points.is_empty() {
+        // Passing over every point would look like finding nothing.
+        repository.ring().content_secret()?;
+    }
     let mut workloads: Vec<WorkloadId> = Vec::new();
     let readable = |point: &&PointInfo| point.readable && point.workload.kind.0 != UNDO;
     for point in points.iter().rev().filter(readable) {

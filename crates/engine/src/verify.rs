@@ -3,19 +3,24 @@
 use mainstay_core::{PointId, Progress, Result};
 use mainstay_repository::{Note, Repository, VerifyReport, VerifyScope};
 
-/// Checks `points`, or all when empty, and notes each sound one as verified.
+/// Checks `points`, or all when empty. When every byte was read by someone who can tell, each sound point is noted as
+/// verified.
 ///
-/// Errors only when checking is impossible; damage is in the report.
+/// Errors only when checking is impossible; damage is in the report, and so is a note that could not be made.
 pub fn verify(
     repository: &Repository,
     points: Vec<PointId>,
     read_data: bool,
     progress: &dyn Progress,
 ) -> Result<VerifyReport> {
-    let report = repository.verify(&VerifyScope { points, read_data }, progress)?;
-    for point in &report.sound {
-        progress.check()?;
-        repository.note(point, &Note::Verified { read_data })?;
+    let mut report = repository.verify(&VerifyScope { points, read_data }, progress)?;
+    let could_tell = read_data && repository.ring().content_secret().is_ok();
+    for point in report.sound.iter().filter(|_| could_tell) {
+        if let Err(error) = repository.note(point, &Note::Verified { read_data }) {
+            // What was found must reach the person all the same.
+            report.degraded.push(format!("the result could not be noted: {}", error.chain().join(": ")));
+            break;
+        }
     }
     Ok(report)
 }

@@ -30,24 +30,29 @@ pub fn identify(identity: &Identity<'_>, points: &[PointInfo]) -> WorkloadRef {
     if let Some(point) = known {
         return point.workload.clone();
     }
+    // Whoever cannot read names does not know which are taken, and spells the path out.
+    let blind = points.iter().any(|point| !point.readable);
     let taken = |name: &str| points.iter().any(|point| point.workload.name == name);
-    let name = name.map_or_else(|| free_name(host, roots, &taken), str::to_owned);
-    WorkloadRef { id: derived_id(host, &name), kind: WorkloadKind((*kind).to_owned()), name }
+    let id = derived_id(host, &name.map_or_else(|| sorted(roots).join("\0"), str::to_owned));
+    let name = name.map_or_else(|| free_name(host, roots, blind, &taken), str::to_owned);
+    WorkloadRef { id, kind: WorkloadKind((*kind).to_owned()), name }
+}
+
+fn sorted(roots: &[String]) -> Vec<String> {
+    let mut roots = roots.to_vec();
+    roots.sort_unstable();
+    roots.dedup();
+    roots
 }
 
 fn same_roots(one: &[String], other: &[String]) -> bool {
-    let sorted = |roots: &[String]| {
-        let mut roots = roots.to_vec();
-        roots.sort_unstable();
-        roots.dedup();
-        roots
-    };
     sorted(one) == sorted(other)
 }
 
-fn free_name(host: &str, roots: &[String], taken: &dyn Fn(&str) -> bool) -> String {
+fn free_name(host: &str, roots: &[String], blind: bool, taken: &dyn Fn(&str) -> bool) -> String {
     let deepest = roots.iter().map(|root| root.split('/').count()).max().unwrap_or(1);
-    let names = (1..=deepest).map(|depth| format!("{host}:{}", label(roots, depth)));
+    let names =
+        (if blind { deepest } else { 1 }..=deepest).map(|depth| format!("{host}:{}", label(roots, depth)));
     let numbered = (2..).map(|number: u64| format!("{host}:{}-{number}", label(roots, 1)));
     names.chain(numbered).find(|name| !taken(name)).unwrap_or_default()
 }
@@ -69,8 +74,8 @@ fn label(roots: &[String], depth: usize) -> String {
     label
 }
 
-/// Two first runs at once must agree on the id of a workload, so it follows from its host and its name: the
-/// 128-bit FNV-1a hash of both, <http://www.isthe.com/chongo/tech/comp/fnv/>. It need not withstand an attack;
+/// Two first runs at once must agree on the id of a workload, so it follows from its host and its given name, or its
+/// roots: the 128-bit FNV-1a hash of both, <http://www.isthe.com/chongo/tech/comp/fnv/>. It need not withstand an attack;
 /// whoever may write points may write any id.
 pub(crate) fn derived_id(host: &str, name: &str) -> WorkloadId {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
@@ -129,6 +134,17 @@ mod tests {
         assert_ne!(other.id, points[0].workload.id);
         let points = [protecting(&["/a"], "host:data"), protecting(&["/b"], "host:srv-data")];
         assert_eq!(named(&["/srv/data"], None, &points).name, "host:data-2");
+    }
+
+    #[test]
+    fn whoever_cannot_read_names_never_joins_two_trees() {
+        let unreadable = PointInfo { readable: false, roots: Vec::new(), ..point(1, "", "2026-11-01") };
+        let points = [unreadable];
+        let (one, other) = (named(&["/x1/data"], None, &points), named(&["/x2/data"], None, &points));
+        assert_ne!(one.id, other.id);
+        assert_eq!((one.name.as_str(), other.name.as_str()), ("host:x1-data", "host:x2-data"));
+        assert_eq!(named(&["/x1/data"], None, &[]).id, one.id, "the owner finds the same workload");
+        assert_ne!(named(&["/x/1-data"], None, &points).id, named(&["/x/1/data"], None, &points).id);
     }
 
     #[test]

@@ -64,11 +64,7 @@ impl Places {
 
     /// The directory that the repository is in, when it is one of this machine.
     pub(crate) fn local_repository(&self) -> Option<PathBuf> {
-        match self.repository.split_once("://") {
-            None => Some(PathBuf::from(&self.repository)),
-            Some(("file", path)) => Some(PathBuf::from(path)),
-            Some(_) => None,
-        }
+        mainstay_repository::store::local_directory(&self.repository)
     }
 }
 

@@ -179,7 +179,7 @@ impl Points {
             position: body.map(|body| body.position.clone()).unwrap_or_default(),
             tags,
             holds: state.holds().iter().map(|hold| hold.open(ring)).collect(),
-            verified: newest(&|note| matches!(note, StoredNote::Verified { .. })),
+            verified: newest(&|note| matches!(note, StoredNote::Verified { read_data: true })),
             proven: newest(&|note| matches!(note, StoredNote::Proven { .. })),
             writer,
             log_sequence: state.sequence,

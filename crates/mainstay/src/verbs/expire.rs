@@ -1,6 +1,6 @@
 //! `mainstay expire`.
 
-use mainstay_core::{PointId, Result};
+use mainstay_core::{Code, Error, PointId, Result};
 use mainstay_engine::address::of_workload;
 use mainstay_engine::retention::{ExpirePlan, Policy, Verdict, plan_expire};
 use mainstay_repository::{PointInfo, Repository};
@@ -52,6 +52,13 @@ fn named(arguments: &Expire, session: &mut Session, repository: &Repository, poi
     chosen.sort_by_key(|point| point.id);
     chosen.dedup_by_key(|point| point.id);
     let ids: Vec<PointId> = chosen.iter().map(|point| point.id).collect();
+    let now = session.now();
+    let is_held =
+        |point: &&PointInfo| point.holds.iter().any(|hold| hold.until.is_none_or(|until| until > now));
+    if let Some(held) = chosen.iter().find(is_held) {
+        return Err(Error::new(Code::Refused, format!("point {} is held", held.id))
+            .hint(format!("release the hold first: mainstay points show {}", held.id)));
+    }
     if !arguments.dry_run {
         let name = |point: &PointInfo| format!("{} of {}", point.id, point.workload.name);
         let names: Vec<String> = chosen.iter().map(name).collect();

@@ -125,6 +125,12 @@ pub(super) fn new_key_file(
     slot::seal_with_key(ring, &About { label: label.to_owned(), created: session.now() }, &key)
 }
 
+/// Whether the repository came about although making it failed: then its key must stay.
+fn is_there(places: &Places, family: &FamilyId) -> bool {
+    let known = store::open(&places.repository).and_then(|store| Repository::identify(store.as_ref()));
+    known.is_ok_and(|known| known == *family)
+}
+
 fn create(
     session: &Session,
     places: &Places,
@@ -132,12 +138,14 @@ fn create(
     slots: &[Vec<u8>],
     key_file: Option<&Path>,
 ) -> Result<Repository> {
+    let family = ring.family();
     let made = places
         .make_ready()
         .and_then(|()| store::create(&places.repository))
         .and_then(|store| Repository::create(Arc::clone(&store), ring, slots, &session.options(places)));
     if made.is_err()
         && let Some(path) = key_file
+        && !is_there(places, &family)
     {
         // It opens nothing.
         let _left = std::fs::remove_file(path);

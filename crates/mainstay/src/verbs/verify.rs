@@ -21,6 +21,9 @@ pub(super) fn run(arguments: &Verify, session: &mut Session) -> Done {
     for what in &report.problems {
         session.report.line(&Line::Damage(Damage { what: what.clone(), point: None, path: None }));
     }
+    for what in &report.degraded {
+        session.report.note(&format!("one copy is damaged, nothing is lost: {what}"));
+    }
     for (path, points) in &report.lost {
         for point in points {
             session.report.line(&Line::Damage(Damage {

@@ -31,6 +31,12 @@ pub fn create(location: &str) -> Result<Arc<dyn BlobStore>> {
     Ok(Arc::new(LocalStore::create(&path)?))
 }
 
+/// The directory that a location names, when it is one of this machine.
+pub fn local_directory(location: &str) -> Option<PathBuf> {
+    let Location::Directory(path) = parse(location).ok()?;
+    Some(path)
+}
+
 fn parse(location: &str) -> Result<Location> {
     let usage = |what: String| {
         Error::new(Code::Usage, what).hint("A location is a directory, written as a path or as file:///path.")

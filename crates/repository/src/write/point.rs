@@ -281,7 +281,7 @@ impl PointWriter {
             Outcome::Unreadable(error) if error.code() == Code::Cancelled => return Err(error),
             Outcome::Unreadable(error) => {
                 let detail = error.chain().join(": ");
-                self.record_skip(Skip { path: path.clone(), reason: SkipReason::Unreadable, detail })?;
+                self.notice(Skip { path: path.clone(), reason: SkipReason::Unreadable, detail })?;
                 return Ok(None);
             }
         };
@@ -289,7 +289,7 @@ impl PointWriter {
         let changed = content.end == StreamEnd::Changed;
         if changed {
             let detail = "it changed while it was read".to_owned();
-            self.record_skip(Skip { path: path.clone(), reason: SkipReason::Changed, detail })?;
+            self.notice(Skip { path: path.clone(), reason: SkipReason::Changed, detail })?;
         }
         if let Some(expected) = expected
             && !changed
@@ -301,7 +301,7 @@ impl PointWriter {
             ))? == Some(false)
         {
             let detail = "its content changed behind an unchanged time and size".to_owned();
-            self.record_skip(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
+            self.notice(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
         }
         Ok(Some((content.recipe, changed)))
     }
@@ -344,13 +344,18 @@ impl PointWriter {
         self.items.push(key, &|out, groups| item.encode(out, groups), &mut MetaSink(&mut self.ingest))
     }
 
+    /// Records what this writer found out, and says so; what the source tells was said by whoever copies.
+    fn notice(&mut self, skip: Skip) -> Result<()> {
+        self.request.progress.event(&Event::Skipped(&skip));
+        self.record_skip(skip)
+    }
+
     fn record_skip(&mut self, skip: Skip) -> Result<()> {
         if skip.reason.is_loss() {
             self.counts.skipped += 1;
         } else {
             self.counts.noticed += 1;
         }
-        self.request.progress.event(&Event::Skipped(&skip));
         if self.skips_listed == SKIPS_LISTED_MAX {
             return Ok(());
         }

@@ -66,7 +66,7 @@ pub fn backup(
 ) -> Result<PointInfo> {
     repository.refresh()?;
     let points = repository.points()?;
-    let workload = workload(request, &points);
+    let workload = workload(request, &points, repository.ring().content_secret().is_err());
     let parent = parent(request, &workload, &points);
     let mut files = request.files.clone();
     let (quiesce, thaw) = (request.quiesce.clone(), request.thaw.clone());
@@ -99,7 +99,7 @@ pub fn preview(
     progress: &dyn Progress,
 ) -> Result<Preview> {
     let points = repository.points()?;
-    let workload = workload(request, &points);
+    let workload = workload(request, &points, repository.ring().content_secret().is_err());
     let mut known = Known::default();
     if let Some(parent) = parent(request, &workload, &points).filter(|parent| parent.readable) {
         known.walk = Some(repository.read(&parent.id)?.walk(&ItemPath::root())?);
@@ -151,10 +151,10 @@ impl Known {
     }
 }
 
-fn workload(request: &BackupRequest, points: &[PointInfo]) -> WorkloadRef {
+fn workload(request: &BackupRequest, points: &[PointInfo], blind: bool) -> WorkloadRef {
     let roots = roots(&request.files);
     let name = request.name.as_deref();
-    identify(&Identity { kind: files::KIND, host: &request.host, roots: &roots, name }, points)
+    identify(&Identity { kind: files::KIND, host: &request.host, roots: &roots, name, blind }, points)
 }
 
 /// The point that tells what is unchanged.

@@ -13,6 +13,8 @@ pub struct Identity<'a> {
     pub roots: &'a [String],
     /// The name that the person gave, if any.
     pub name: Option<&'a str>,
+    /// Whoever writes cannot read the names of workloads, so that none is known to be free.
+    pub blind: bool,
 }
 
 /// The workload of these roots: the one that protected the same roots of the same host before, or the one with
@@ -21,7 +23,7 @@ pub struct Identity<'a> {
 /// A given name means its workload whatever the roots were. Without one, a new workload is called `HOST:LABEL`,
 /// the label being the shortest end of the root's path that no workload with other roots has taken.
 pub fn identify(identity: &Identity<'_>, points: &[PointInfo]) -> WorkloadRef {
-    let Identity { kind, host, roots, name } = identity;
+    let Identity { kind, host, roots, name, blind } = identity;
     let mut mine = points.iter().rev().filter(|point| point.workload.kind.0 == *kind);
     let known = match name {
         Some(name) => mine.find(|point| point.workload.name == *name),
@@ -30,11 +32,9 @@ pub fn identify(identity: &Identity<'_>, points: &[PointInfo]) -> WorkloadRef {
     if let Some(point) = known {
         return point.workload.clone();
     }
-    // Whoever cannot read names does not know which are taken, and spells the path out.
-    let blind = points.iter().any(|point| !point.readable);
     let taken = |name: &str| points.iter().any(|point| point.workload.name == name);
     let id = derived_id(host, &name.map_or_else(|| sorted(roots).join("\0"), str::to_owned));
-    let name = name.map_or_else(|| free_name(host, roots, blind, &taken), str::to_owned);
+    let name = name.map_or_else(|| free_name(host, roots, *blind, &taken), str::to_owned);
     WorkloadRef { id, kind: WorkloadKind((*kind).to_owned()), name }
 }
 
@@ -97,7 +97,8 @@ mod tests {
     }
 
     fn named(paths: &[&str], name: Option<&str>, points: &[PointInfo]) -> mainstay_core::WorkloadRef {
-        identify(&Identity { kind: "files", host: "host", roots: &roots(paths), name }, points)
+        let blind = points.iter().any(|point| !point.readable);
+        identify(&Identity { kind: "files", host: "host", roots: &roots(paths), name, blind }, points)
     }
 
     fn protecting(paths: &[&str], name: &str) -> PointInfo {

@@ -53,11 +53,13 @@ fn named(arguments: &Expire, session: &mut Session, repository: &Repository, poi
     chosen.dedup_by_key(|point| point.id);
     let ids: Vec<PointId> = chosen.iter().map(|point| point.id).collect();
     let now = session.now();
-    let is_held =
-        |point: &&PointInfo| point.holds.iter().any(|hold| hold.until.is_none_or(|until| until > now));
-    if let Some(held) = chosen.iter().find(is_held) {
-        return Err(Error::new(Code::Refused, format!("point {} is held", held.id))
-            .hint(format!("release the hold first: mainstay points show {}", held.id)));
+    for point in &chosen {
+        if let Some(hold) = point.holds.iter().find(|hold| hold.until.is_none_or(|until| until > now)) {
+            let what = format!("point {} is held: {}", point.id, hold.reason);
+            return Err(
+                Error::new(Code::Refused, what).hint("release the hold first: mainstay points release")
+            );
+        }
     }
     if !arguments.dry_run {
         let name = |point: &PointInfo| format!("{} of {}", point.id, point.workload.name);

@@ -33,7 +33,7 @@ fn expire_shows_what_goes_and_why_the_rest_stays() {
 #[test]
 fn holds_and_the_last_verified_point_stay() {
     let machine = five_days();
-    machine.run(&["verify", "d~4"]).ok();
+    machine.run(&["verify", "--read-data", "d~4"]).ok();
     machine.run(&["points", "hold", "d~3", "--reason", "case"]).ok();
     machine.run(&["expire", "--keep-last", "1", "--yes"]).ok();
     assert_eq!(machine.run(&["--json", "points"]).ok().json().len(), 3);

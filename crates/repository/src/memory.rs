@@ -17,6 +17,9 @@ pub(crate) fn folder(directory: &Path, family: &FamilyId) -> PathBuf {
     directory.join(name)
 }
 
+/// Number of the next record, and the hash of the last one.
+pub(crate) type Head = (u64, [u8; 32]);
+
 pub(crate) struct Memory {
     head: PathBuf,
 }
@@ -26,7 +29,8 @@ impl Memory {
         Self { head: folder.join("head") }
     }
 
-    fn remembered(&self) -> Option<(u64, [u8; 32])> {
+    /// What was remembered last.
+    pub(crate) fn remembered(&self) -> Option<Head> {
         let bytes = std::fs::read(&self.head).ok()?;
         let mut input = Decoder::new("remembered head", &bytes);
         input.expect(MAGIC).ok()?;
@@ -36,8 +40,7 @@ impl Memory {
     }
 
     /// Errors: [`mainstay_core::Code::Integrity`] when the log is shorter than it was, or another one.
-    pub(crate) fn check(&self, state: &State) -> Result<()> {
-        let Some((next, hash)) = self.remembered() else { return Ok(()) };
+    pub(crate) fn check(&self, (next, hash): Head, state: &State) -> Result<()> {
         if state.head_hash_at(next) != Some(hash) {
             let how = if state.next_sequence() < next {
                 format!("its log ends at {}, and was at {next}", state.next_sequence())

@@ -13,7 +13,7 @@ use crate::keys::{FamilyId, KeyRing, Powers};
 use crate::log::record::{Change, StoredNote, WriterEntry};
 use crate::log::state::{PackStatus, State};
 use crate::log::{Log, random_id};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Head, Memory};
 use crate::names;
 use crate::points::{Note, PointInfo, Points, put_twice};
 use crate::read::PointReader;
@@ -174,18 +174,21 @@ impl Repository {
 
     /// Reads what was appended to the log since.
     pub fn refresh(&self) -> Result<()> {
+        // What is remembered is read first: another process may append, and remember, while the log is read.
+        let seen = self.memory.as_ref().and_then(Memory::remembered);
         self.shared.refresh()?;
-        self.check_memory()
+        self.check_memory(seen)
     }
 
     pub(crate) fn refresh_past_gaps(&self) -> Result<()> {
+        let seen = self.memory.as_ref().and_then(Memory::remembered);
         self.shared.refresh_past_gaps()?;
-        self.check_memory()
+        self.check_memory(seen)
     }
 
-    fn check_memory(&self) -> Result<()> {
-        if let Some(memory) = &self.memory {
-            memory.check(&self.shared.state())?;
+    fn check_memory(&self, seen: Option<Head>) -> Result<()> {
+        if let (Some(memory), Some(seen)) = (&self.memory, seen) {
+            memory.check(seen, &self.shared.state())?;
         }
         self.remember();
         Ok(())

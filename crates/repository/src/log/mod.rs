@@ -14,7 +14,7 @@ use std::time::Duration;
 use mainstay_core::{BlobStore, Clock, Code, Error, Id16, Put, Result};
 
 use crate::config::Duty;
-use crate::keys::FamilyId;
+use crate::keys::{FamilyId, Powers};
 use crate::names;
 use crate::sign::{SigningKey, VerifyingKey};
 use record::{Change, Decoded, LogId, Record};
@@ -147,7 +147,9 @@ impl Log {
                 change,
             };
             let bytes = record.encode(&self.id, signer)?;
-            if self.put(record.sequence, &bytes)? {
+            // What only adds must leave the reserve to what makes room.
+            let frees = record.change.needs() != Some(Powers::WRITE);
+            if self.put(record.sequence, &bytes, frees)? {
                 let sequence = record.sequence;
                 state.apply(record, *blake3::hash(&bytes).as_bytes());
                 return Ok(sequence);
@@ -160,7 +162,7 @@ impl Log {
     }
 
     /// Whether the number was free and is now ours, durably.
-    fn put(&self, sequence: u64, bytes: &[u8]) -> Result<bool> {
+    fn put(&self, sequence: u64, bytes: &[u8], frees: bool) -> Result<bool> {
         let name = names::log_record(sequence);
         let copy = names::copy_of(&name);
         // A record whose first copy was lost still holds its number.
@@ -169,7 +171,7 @@ impl Log {
             Ok(_) => return Ok(false),
             Err(error) => return Err(error),
         }
-        match self.put_with_reserve(&name, bytes) {
+        match self.put_with_reserve(&name, bytes, frees) {
             Ok(Put::Created) => {}
             Ok(Put::Exists) => return Ok(self.is_ours(&name, bytes)),
             // The reply may have been lost, not the record.
@@ -180,7 +182,7 @@ impl Log {
             }
         }
         // The record stands from here on; its copy is insurance, and a full disk or a crash may deny it.
-        let _insurance = self.put_with_reserve(&copy, bytes);
+        let _insurance = self.put_with_reserve(&copy, bytes, frees);
         self.store.flush()?;
         Ok(true)
     }
@@ -189,10 +191,10 @@ impl Log {
         self.store.get_whole(name, record::RECORD_BYTES_MAX).is_ok_and(|stored| stored == bytes)
     }
 
-    /// Records are small and decide everything: on a full medium they may use what was set aside.
-    fn put_with_reserve(&self, name: &str, bytes: &[u8]) -> Result<Put> {
+    /// On a full medium a record that `frees` may use what was set aside.
+    fn put_with_reserve(&self, name: &str, bytes: &[u8], frees: bool) -> Result<Put> {
         match self.store.put_new(name, &[bytes]) {
-            Err(error) if error.code() == Code::Full && self.store.release_reserve()? => {
+            Err(error) if frees && error.code() == Code::Full && self.store.release_reserve()? => {
                 self.store.put_new(name, &[bytes])
             }
             outcome => outcome,

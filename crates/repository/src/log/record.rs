@@ -31,6 +31,9 @@ impl LogId {
     }
 }
 
+/// No pack is longer: sums of such lengths fit 64 bits for as many packs as a log can name.
+const PACK_BYTES_MAX: u64 = 1 << 40;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) sequence: u64,
@@ -295,6 +298,9 @@ impl PackEntry {
 
     fn decode(input: &mut Decoder<'_>) -> Result<Self> {
         let (id, length, footer_hash) = (input.id()?, input.u64()?, input.array()?);
+        if length > PACK_BYTES_MAX {
+            return Err(input.malformed("a pack is longer than any can be"));
+        }
         let retain_until = Time(input.i64()?);
         let groups = read_list(input, 34, |input| {
             let (id, class) = (input.id()?, input.u8()?);

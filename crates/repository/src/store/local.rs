@@ -282,7 +282,12 @@ impl BlobStore for LocalStore {
         match File::from(file).read_exact_at(&mut bytes, range.start) {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(too_short(size)),
-            Err(error) => Err(Error::io(format!("cannot read {range:?} of {name}"), error)),
+            Err(error) => {
+                let what = format!("cannot read {range:?} of {name}");
+                // The medium lost these bytes: damage like any other, so that a second copy is looked for.
+                let lost = error.raw_os_error() == Some(Errno::IO.raw_os_error());
+                Err(if lost { Error::integrity(what).because(error) } else { Error::io(what, error) })
+            }
         }
     }
 

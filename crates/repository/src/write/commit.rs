@@ -160,6 +160,10 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     for _attempt in 0..RESCUES_MAX {
         let mut missing = References::new();
         let outcome = shared.append(Powers::WRITE, &mut |state| {
+            if state.point(&entry.id).is_some() {
+                return Err(Error::new(Code::Conflict, "somebody took the name of this point")
+                    .hint("run the backup again; if that happens twice, somebody writes who should not"));
+            }
             missing = unreliable(state, &needed, &packs);
             if missing.is_empty() || planted(Planted::CommitUnchecked) {
                 let packs = uncondemned(state, &packs);
@@ -298,10 +302,13 @@ fn rescue(ingest: &mut Ingest, missing: &References, packs: &mut Vec<PackEntry>)
         rescued.push(PackEntry::of(&pack));
         Ok(())
     };
-    repack::copy(&fetch, &wanted, &mut store, &mut Err).map_err(|error| {
-        Error::new(Code::Conflict, "what the point relies on was collected while it was written")
-            .hint("run the backup again; it stores what is missing")
-            .because(error)
+    repack::copy(&fetch, &wanted, &mut store, &mut Err).map_err(|error| match error.code() {
+        Code::Integrity | Code::NotFound => {
+            Error::new(Code::Conflict, "what the point relies on was collected while it was written")
+                .hint("run the backup again; it stores what is missing")
+                .because(error)
+        }
+        _ => error,
     })?;
     fetch.shared().store.flush()?;
     rescued.iter().for_each(|pack| fetch.stage(pack));

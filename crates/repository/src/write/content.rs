@@ -78,6 +78,9 @@ impl RecipeBuilder {
 
     /// Zeros, allocated or not; joined with zeros of the same kind before them.
     pub(crate) fn zeros(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
+        if run.length() == 0 {
+            return Ok(());
+        }
         self.end_run(ingest)?;
         match (self.runs.last_mut(), &run) {
             (Some(Run::Hole(length)), Run::Hole(more)) | (Some(Run::Zeros(length)), Run::Zeros(more)) => {
@@ -142,7 +145,7 @@ pub(crate) struct ContentReader {
 }
 
 /// Told how many bytes of a body are cut, as often as a buffer is full.
-pub(crate) type Watch<'a> = &'a mut dyn FnMut(u64, &Ingest) -> Result<()>;
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(u64, &mut Ingest) -> Result<()>;
 
 /// What became of a body.
 pub(crate) enum Outcome {

@@ -175,7 +175,11 @@ fn load_index(fetch: &Fetch, domain: &DomainKeys) -> Result<ChunkIndex> {
             Err(error) if matches!(error.code(), Code::NotFound | Code::Integrity) => continue,
             Err(error) => return Err(error),
         };
-        for group in index::open_run(&domain.index_key, shared.family(), &run.domain, &run.id, &bytes)? {
+        let Ok(groups) = index::open_run(&domain.index_key, shared.family(), &run.domain, &run.id, &bytes)
+        else {
+            continue;
+        };
+        for group in groups {
             let number = index.add_group(group.group)?;
             for (slot, tag) in group.tags.iter().enumerate() {
                 index.insert(*tag, number, slot as u32);

@@ -309,7 +309,9 @@ impl PointWriter {
     fn read_content(&mut self, body: ItemBody) -> Result<Outcome> {
         let Self { content, ingest, request, counts, .. } = self;
         let before = counts.read_bytes;
-        let mut watch = |bytes, ingest: &Ingest| {
+        let mut watch = |bytes, ingest: &mut Ingest| {
+            // One item may be larger than what should be lost when a run is interrupted.
+            commit::register(ingest)?;
             counts.read_bytes = before + bytes;
             counts.new_bytes = ingest.new_bytes;
             counts.written_bytes = ingest.groups.written_bytes();

@@ -398,6 +398,19 @@ fn tag() -> String {
     format!("{:016x}", std::hash::RandomState::new().build_hasher().finish())
 }
 
+/// Keeps other restores out of the directory, waiting a while for one that is about to end.
+fn is_ours_alone(root: &OwnedFd) -> bool {
+    const TRIES: u32 = 600;
+    for _ in 0..TRIES {
+        match flock(root, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            // A file system without locks: then nobody else is kept out.
+            _locked_or_cannot => return true,
+        }
+    }
+    false
+}
+
 /// Opens the root directory, making it if need be; and whether nothing can be in it.
 fn open_root(root: &Path, mode: RestoreMode) -> Result<(OwnedFd, bool)> {
     let fail = |what: &str, error| Error::io(format!("cannot {what} {}", root.display()), error);
@@ -405,13 +418,9 @@ fn open_root(root: &Path, mode: RestoreMode) -> Result<(OwnedFd, bool)> {
     builder.recursive(true).mode(0o777).create(root).map_err(|error| fail("make", error))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = openat(CWD, root, flags, Mode::empty()).map_err(|errno| fail("open", errno.into()))?;
-    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => {
-            let what = format!("another restore is writing to {}", root.display());
-            return Err(Error::new(Code::Conflict, what).hint("wait for it, or choose another directory"));
-        }
-        // A file system without locks: then nobody else is kept out.
-        _locked_or_cannot => {}
+    if !is_ours_alone(&fd) {
+        let what = format!("another restore is writing to {}", root.display());
+        return Err(Error::new(Code::Conflict, what).hint("wait for it, or choose another directory"));
     }
     if let Err(Errno::NOSYS | Errno::PERM) = open_beneath(&fd, c".", OFlags::PATH) {
         let what = "this kernel cannot confine a restore to its directory (openat2 is missing or forbidden)";

@@ -442,6 +442,11 @@ fn failure(what: impl Into<String>, error: Errno) -> Error {
 
 /// Adds what a person can do about a full medium.
 fn explained(error: Error) -> Error {
+    // A limit on the size of files is to a repository what a full medium is: no pack fits any more.
+    let limited = std::error::Error::source(&error)
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+        .is_some_and(|cause| cause.kind() == ErrorKind::FileTooLarge);
+    let error = if limited { Error::new(Code::Full, error.what()).because(error) } else { error };
     match error.code() {
         Code::Full => error.hint(
             "Run `mainstay expire` and then `mainstay gc`: both work on a full disk. Or give it more space.",

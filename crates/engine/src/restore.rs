@@ -1,6 +1,6 @@
 //! Putting items of a recovery point back: plan, look at the plan, carry it out, take it back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use mainstay_core::{
 };
 use mainstay_repository::{PointInfo, PointReader, PointSource, Repository};
 use mainstay_workloads::files::{
-    self, Action, Change, Changes, FilesPlan, FilesTarget, OwnerRule, Place, RestoreMode, RestoreRules,
-    Restored,
+    self, Action, Change, Changes, FilesPlan, FilesTarget, LeftOut, OwnerRule, Place, RestoreMode,
+    RestoreRules, Restored,
 };
 
 use crate::copy::copy;
-use crate::undo;
+use crate::{mirror, undo};
 
 /// Where items go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct RestoreRequest {
     pub placing: Placing,
     pub mode: RestoreMode,
     pub owners: OwnerRule,
+    /// Never deleted by a mirror: the repository, the keys, what is remembered between runs.
+    pub keep: Vec<PathBuf>,
 }
 
 /// What a restore would do. Made by [`plan_restore`] and [`undo::plan_undo`], carried out by [`restore`].
@@ -70,7 +72,9 @@ pub struct Outcome {
 /// Which items of a point are meant, and under which paths.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    pub(crate) selection: Vec<ItemPath>,
+    pub(crate) selection: BTreeSet<ItemPath>,
+    /// Links that led to what is selected: where a directory stands instead, it stays.
+    pub(crate) links: BTreeSet<ItemPath>,
     /// What is taken off the front of every path.
     pub(crate) strip: ItemPath,
     /// The top of the target is a place of its own, whose owner and mode are not the point's to change.
@@ -96,10 +100,12 @@ impl RestorePlan {
 /// Compares the selected items with what is there.
 ///
 /// Errors: [`Code::NotFound`] for a selected path that the point does not have, [`Code::AlreadyExists`] when
-/// [`RestoreMode::New`] finds something in the directory.
+/// [`RestoreMode::New`] finds something in the directory, [`Code::Refused`] for a mirror of a point that does not
+/// tell what it left out.
 pub fn plan_restore(reader: &PointReader, request: &RestoreRequest) -> Result<RestorePlan> {
-    let RestoreRequest { selection, placing, mode, owners } = request;
-    selection.iter().try_for_each(|path| check_selected(reader, path))?;
+    let RestoreRequest { selection, placing, mode, owners, keep } = request;
+    let left_out = mirror::left_out(reader.info());
+    let (mut selection, links) = selected(reader, selection, left_out.as_ref())?;
     let root = match placing {
         Placing::Original => PathBuf::from("/"),
         Placing::Below(directory) | Placing::Stripped(directory) => real(directory),
@@ -111,20 +117,18 @@ pub fn plan_restore(reader: &PointReader, request: &RestoreRequest) -> Result<Re
              a restore that was stopped goes on with --mode overwrite",
         ));
     }
-    let strip =
-        if matches!(placing, Placing::Stripped(_)) { front(reader, selection)? } else { ItemPath::root() };
-    let keep_top = !matches!(placing, Placing::Stripped(_));
-    let selection = if selection.is_empty() { roots(reader)? } else { selection.clone() };
-    let view = View { selection, strip, keep_top };
-    let lost = if *mode == RestoreMode::Mirror { reader.skips()? } else { Vec::new() };
-    let rules = RestoreRules {
-        mode: *mode,
-        selected: view.selection.iter().filter_map(|path| view.place(path)).collect(),
-        keep: lost
-            .iter()
-            .filter(|skip| skip.reason.is_loss())
-            .filter_map(|skip| view.place(&skip.path))
-            .collect(),
+    let (strip, keep_top) = match placing {
+        Placing::Stripped(_) => front(reader, &selection)?,
+        Placing::Original | Placing::Below(_) => (ItemPath::root(), true),
+    };
+    let mirrored = selection.clone();
+    if !matches!(placing, Placing::Stripped(_)) {
+        selection.extend(links.iter().cloned());
+    }
+    let view = View { selection: selection.into_iter().collect(), links, strip, keep_top };
+    let rules = match mode {
+        RestoreMode::Mirror => mirror::rules(reader, &view, &root, &mirrored, left_out, keep)?,
+        mode => RestoreRules { mode: *mode, ..RestoreRules::default() },
     };
     let (mode, owners) = (*mode, *owners);
     let plan = RestorePlan {
@@ -167,6 +171,9 @@ impl RestorePlan {
             self.bytes += change.bytes;
         }
         changes.retain(|change| change.action != Action::Same);
+        let existing = changes.iter().filter(|change| change.action != Action::Create);
+        let planned: HashSet<ItemPath> = existing.map(|change| change.path.clone()).collect();
+        self.rules.planned = Some(Arc::new(planned));
         self.changes = changes;
         Ok(self)
     }
@@ -239,27 +246,46 @@ fn check_selected(reader: &PointReader, path: &ItemPath) -> Result<()> {
     Err(Error::new(Code::NotFound, what).hint(format!("look for it in all points: mainstay find {name:?}")))
 }
 
-/// What [`Placing::Stripped`] takes off: the selected directory, or the directory of the selected file.
-fn front(reader: &PointReader, selection: &[ItemPath]) -> Result<ItemPath> {
+/// What [`Placing::Stripped`] takes off, the selected directory or the directory of the selected file; and whether
+/// the target is a place of its own then, which it is unless it stands for the selected directory.
+fn front(reader: &PointReader, selection: &[ItemPath]) -> Result<(ItemPath, bool)> {
     let [path] = selection else {
         let what = "the contents of one path can be placed directly in a directory, not of several";
         return Err(Error::new(Code::Usage, what).hint("name exactly one PATH with --strip"));
     };
     let is_directory =
         path.is_root() || reader.lookup(path)?.is_some_and(|entry| entry.metadata.kind == Kind::Directory);
-    Ok(if is_directory { path.clone() } else { path.parent().unwrap_or_default() })
+    Ok(if is_directory { (path.clone(), false) } else { (path.parent().unwrap_or_default(), true) })
 }
 
-/// What the point was asked to protect, where its items show it; the whole point when they do not.
-fn roots(reader: &PointReader) -> Result<Vec<ItemPath>> {
-    let mut found = Vec::new();
-    for root in &reader.info().roots {
-        match ItemPath::new(root.trim_matches('/')) {
-            Ok(path) if !path.is_root() && reader.lookup(&path)?.is_some() => found.push(path),
-            _ => return Ok(vec![ItemPath::root()]),
+/// The paths to restore, and the links that led to them: what the point was asked to protect when nothing is
+/// selected, the whole point when it does not tell. A root may be selected by the name it was protected under.
+fn selected(
+    reader: &PointReader,
+    selection: &[ItemPath],
+    left_out: Option<&LeftOut>,
+) -> Result<(Vec<ItemPath>, BTreeSet<ItemPath>)> {
+    let roots = left_out.map(|left| left.roots.as_slice()).unwrap_or_default();
+    let links = || left_out.map(|left| left.links.iter().cloned().collect()).unwrap_or_default();
+    if selection.is_empty() {
+        let all: Vec<ItemPath> = roots.iter().map(|root| root.real.clone()).collect();
+        return Ok((if all.is_empty() { vec![ItemPath::root()] } else { all }, links()));
+    }
+    let mut paths = Vec::new();
+    let mut led = BTreeSet::new();
+    for path in selection {
+        match roots.iter().find(|root| root.named == *path && root.real != *path) {
+            Some(root) => {
+                paths.push(root.real.clone());
+                led = links();
+            }
+            None => {
+                check_selected(reader, path)?;
+                paths.push(path.clone());
+            }
         }
     }
-    Ok(if found.is_empty() { vec![ItemPath::root()] } else { found })
+    Ok((paths, led))
 }
 
 /// The directory without symbolic links on the way, as far as it exists.
@@ -288,7 +314,8 @@ impl View {
 
     /// Whether `path` was not asked for itself, only something below it.
     fn is_on_the_way(&self, path: &ItemPath) -> bool {
-        !self.selection.iter().any(|selected| path.is_within(selected))
+        let mut up = std::iter::successors(Some(path.clone()), ItemPath::parent);
+        !up.any(|path| self.selection.contains(&path))
     }
 }
 
@@ -307,7 +334,7 @@ struct Placed {
 impl Placed {
     fn new(reader: &PointReader, plan: &RestorePlan) -> Result<Self> {
         // A point that holds nothing of the selection itself (an undo that only removes) yields nothing.
-        let inner = reader.source(plan.view.selection.clone())?;
+        let inner = reader.source(plan.view.selection.iter().cloned().collect())?;
         let mut on_the_way = BTreeSet::new();
         for selected in &plan.view.selection {
             let above = std::iter::successors(selected.parent(), ItemPath::parent);
@@ -332,9 +359,9 @@ impl Placed {
         if placed.is_root() {
             return self.view.keep_top;
         }
-        let there =
-            || std::fs::symlink_metadata(self.root.join(OsStr::from_bytes(placed.as_bytes()))).is_ok();
-        self.on_the_way.contains(path) && there()
+        let there = || std::fs::symlink_metadata(self.root.join(OsStr::from_bytes(placed.as_bytes())));
+        let led = self.view.links.contains(path);
+        (led || self.on_the_way.contains(path)) && there().is_ok_and(|there| !led || there.is_dir())
     }
 }
 
@@ -373,6 +400,8 @@ impl Source for Placed {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use mainstay_core::ItemPath;
 
     use super::View;
@@ -383,13 +412,23 @@ mod tests {
 
     #[test]
     fn paths_lose_their_front_and_what_is_above_it_has_no_place() {
-        let view = View { selection: vec![path("etc/nginx")], strip: path("etc/nginx"), keep_top: false };
+        let view = View {
+            selection: [path("etc/nginx")].into(),
+            links: BTreeSet::new(),
+            strip: path("etc/nginx"),
+            keep_top: false,
+        };
         assert_eq!(view.place(&path("etc/nginx/a/b")), Some(path("a/b")));
         assert_eq!(view.place(&path("etc/nginx")), Some(ItemPath::root()));
         assert_eq!(view.place(&path("etc")), None);
         assert_eq!(view.place(&path("etc/nginx-old")), None);
         assert!(view.is_on_the_way(&path("etc")) && !view.is_on_the_way(&path("etc/nginx/a")));
-        let whole = View { selection: vec![ItemPath::root()], strip: ItemPath::root(), keep_top: true };
+        let whole = View {
+            selection: [ItemPath::root()].into(),
+            links: BTreeSet::new(),
+            strip: ItemPath::root(),
+            keep_top: true,
+        };
         assert_eq!(whole.place(&path("etc")), Some(path("etc")));
     }
 }

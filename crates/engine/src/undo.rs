@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mainstay_core::{
-    Body, Captured, Clock, Consistency, Error, Event, Item, ItemPath, Kind, Metadata, Next, Open, Phase,
-    Piece, PointId, Position, Progress, Receipt, Result, Source, Stamp, StreamEnd, StreamReader,
+    Body, Captured, Clock, Code, Consistency, Error, Event, Item, ItemPath, Kind, Metadata, Next, Open,
+    Phase, Piece, PointId, Position, Progress, Receipt, Result, Source, Stamp, StreamEnd, StreamReader,
     WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::{Parent, PointInfo, PointReader, Repository, WriteRequest};
@@ -64,10 +64,11 @@ pub(crate) fn take(
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
     let skipped = crate::backup::find(repository, &point)?.counts.skipped;
     if skipped > 0 {
-        let note =
-            format!("{skipped} items could not be read for the undo point and cannot be brought back by it");
-        progress.event(&Event::Note(&note));
+        let what = format!("{skipped} items that would change cannot be read, and could not be brought back");
+        return Err(Error::new(Code::Refused, what));
     }
+    // Told at once: a restore that fails half-way needs it most.
+    progress.event(&Event::Note(&format!("mainstay undo {point} takes this restore back")));
     Ok(point)
 }
 
@@ -83,7 +84,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
     }
     let before = ItemPath::root().join(BEFORE).map_err(bug)?;
     let changes = read_changes(reader)?;
-    let mut selection = Vec::new();
+    let mut selection = BTreeSet::new();
     let mut removals: Vec<ItemPath> = Vec::new();
     for (action, path) in changes {
         if action == Action::Create {
@@ -95,7 +96,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
         }
         let stored = ItemPath::new([BEFORE, b"/", path.as_bytes()].concat()).map_err(bug)?;
         if reader.lookup(&stored)?.is_some() {
-            selection.push(stored);
+            selection.insert(stored);
         }
     }
     let plan = RestorePlan {
@@ -106,7 +107,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
         bytes: 0,
         mode: RestoreMode::Overwrite,
         owners,
-        view: View { selection, strip: before, keep_top: true },
+        view: View { selection, links: BTreeSet::new(), strip: before, keep_top: true },
         rules: RestoreRules { mode: RestoreMode::Overwrite, ..RestoreRules::default() },
         removals,
     };

@@ -50,7 +50,10 @@ fn request(arguments: &Restore, session: &Session) -> Result<RestoreRequest> {
         Mode::Mirror => RestoreMode::Mirror,
     };
     let owners = owners(arguments.owners, session);
-    Ok(RestoreRequest { selection, placing, mode, owners })
+    let places = session.places()?;
+    let local = places.local_repository();
+    let keep = [Some(places.keys), Some(places.state), session.key_file()].into_iter().flatten();
+    Ok(RestoreRequest { selection, placing, mode, owners, keep: keep.chain(local).collect() })
 }
 
 pub(super) fn undo(arguments: &Undo, session: &mut Session) -> Done {

@@ -9,6 +9,7 @@ mod browse;
 mod guides;
 mod keys;
 mod machine;
+mod mirror;
 mod output;
 mod process;
 mod restore;

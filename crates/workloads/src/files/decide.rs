@@ -1,8 +1,11 @@
 //! What a restore does to each path: one pure decision, shared by the preview and the execution.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use mainstay_core::{ItemPath, Kind, Metadata, Result};
+
+use super::left_out::LeftOut;
 
 /// What may happen to that which is there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +51,13 @@ pub struct RestoreRules {
     pub selected: Vec<ItemPath>,
     /// Never deleted, nor what is below them: paths that the point knows it could not capture.
     pub keep: Vec<ItemPath>,
+    /// What the point left out on purpose; a mirror keeps it.
+    pub left_out: Option<Arc<LeftOut>>,
+    /// What was taken off the front of every path.
+    pub front: ItemPath,
+    /// What existed and was to change when the plan was made: nothing else that exists is touched. Everything may
+    /// be when there was no plan.
+    pub planned: Option<Arc<HashSet<ItemPath>>>,
 }
 
 /// The metadata to restore and the numbers of the owner on this machine; no owner means that it is left alone.
@@ -79,6 +89,22 @@ impl RestoreRules {
     /// Whether a mirror deletes `path`, which the point does not hold and whose directory it mirrors.
     pub(super) fn deletes(&self, path: &ItemPath) -> bool {
         !self.keep.iter().any(|keep| keep.is_within(path))
+            && !self.left_out.as_ref().is_some_and(|left| left.keeps(&self.original(path)))
+    }
+
+    /// Whether a directory of which the point holds `seen` was captured without what is in it.
+    pub(super) fn is_cache(&self, seen: &HashSet<Vec<u8>>) -> bool {
+        self.left_out.as_ref().is_some_and(|left| left.is_cache(|tag| seen.contains(tag)))
+    }
+
+    /// Whether what exists at `path` was to change when the plan was made.
+    pub(super) fn is_planned(&self, path: &ItemPath) -> bool {
+        self.planned.as_ref().is_none_or(|planned| planned.contains(path))
+    }
+
+    /// The path as the point has it.
+    fn original(&self, path: &ItemPath) -> ItemPath {
+        path.components().try_fold(self.front.clone(), |at, name| at.join(name)).unwrap_or_default()
     }
 }
 
@@ -194,7 +220,7 @@ impl Plan<'_> {
 
     fn close(&mut self, (directory, seen): (ItemPath, HashSet<Vec<u8>>)) -> Result<()> {
         let existing = self.existing.look(&directory)?;
-        if existing.is_none_or(|metadata| metadata.kind != Kind::Directory) {
+        if existing.is_none_or(|metadata| metadata.kind != Kind::Directory) || self.rules.is_cache(&seen) {
             return Ok(());
         }
         let mut names = self.existing.names(&directory)?;

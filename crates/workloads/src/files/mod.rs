@@ -7,6 +7,7 @@ mod owners;
 mod xattr;
 
 mod hooks;
+mod left_out;
 mod lvm;
 mod mounts;
 mod reader;
@@ -29,6 +30,8 @@ pub const KIND: &str = "files";
 
 pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
 pub use hooks::Hooks;
+pub use left_out::{CapturedRoot, LeftOut};
+pub use mounts::mount_points;
 pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
 pub use snapshot::SnapshotRule;

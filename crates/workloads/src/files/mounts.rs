@@ -1,5 +1,7 @@
 //! What is mounted where, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 
+use mainstay_core::ItemPath;
+
 /// One line. Paths are without the leading `/` unless they name devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -23,6 +25,11 @@ pub(super) fn mount_of<'a>(mounts: &'a [Mount], path: &[u8]) -> Option<&'a Mount
     };
     // Of several with one length the last one is on top.
     mounts.iter().filter(holds).max_by_key(|mount| mount.point.len())
+}
+
+/// The directories that something is mounted on, without those whose names make no path of an item.
+pub fn mount_points() -> Vec<ItemPath> {
+    mounts().into_iter().filter_map(|mount| ItemPath::new(mount.point).ok()).collect()
 }
 
 fn parse(text: &[u8]) -> Vec<Mount> {

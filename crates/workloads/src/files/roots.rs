@@ -29,6 +29,10 @@ struct Place {
 /// The named roots, their ancestors, and the symbolic links that led to them.
 pub(super) struct Roots {
     places: Vec<Place>,
+    /// Each root as it was named and its real path, without the leading `/`.
+    pub(super) named: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The links that led to them.
+    pub(super) links: Vec<Vec<u8>>,
 }
 
 impl Roots {
@@ -37,7 +41,7 @@ impl Roots {
         if paths.is_empty() {
             return Err(Error::new(Code::Usage, "there is nothing to protect").hint("name at least one path"));
         }
-        let mut roots = Self { places: vec![Place::default()] };
+        let mut roots = Self { places: vec![Place::default()], named: Vec::new(), links: Vec::new() };
         for path in paths {
             if !path.is_absolute() {
                 let what = format!("{} is not an absolute path", path.display());
@@ -109,6 +113,7 @@ impl Roots {
                     return Err(Error::new(Code::Io, "there are too many symbolic links on the way"));
                 }
                 self.insert(&real);
+                self.links.push(real.join(&b'/'));
                 real.pop();
                 if target.starts_with(b"/") {
                     real.clear();
@@ -120,6 +125,8 @@ impl Roots {
             }
         }
         let node = self.insert(&real);
+        let named: Vec<Vec<u8>> = names(path.as_os_str().as_bytes()).collect();
+        self.named.push((named.join(&b'/'), real.join(&b'/')));
         if let Some(place) = self.places.get_mut(node) {
             place.is_root = true;
         }

@@ -45,6 +45,8 @@ pub(super) struct Scope {
     never: Vec<(Option<FileId>, Vec<u8>)>,
     pub(super) cache_tags: bool,
     pub(super) one_file_system: bool,
+    /// The patterns as text, for [`super::LeftOut`].
+    pub(super) lines: Vec<String>,
 }
 
 impl Scope {
@@ -62,6 +64,7 @@ impl Scope {
                 .hint("exclude patterns are written as in a .gitignore file")
         };
         let mut builder = GitignoreBuilder::new("");
+        let mut lines = patterns.to_vec();
         for pattern in patterns {
             let what = || format!("cannot understand the exclude pattern {pattern:?}");
             builder.add_line(None, pattern).map_err(|error| refuse(what(), error))?;
@@ -70,23 +73,30 @@ impl Scope {
             if let Some(error) = builder.add(file) {
                 return Err(refuse(format!("cannot use the exclude file {}", file.display()), error));
             }
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Error::io(format!("cannot read {}", file.display()), error))?;
+            lines.extend(text.trim_start_matches('\u{feff}').lines().map(str::to_owned));
         }
         let patterns =
             builder.build().map_err(|error| refuse("cannot combine the exclude patterns".into(), error))?;
         let never = never.iter().map(|path| forbidden(path)).collect();
-        Ok(Self { patterns, never, cache_tags, one_file_system })
+        Ok(Self { patterns, never, cache_tags, one_file_system, lines })
     }
 
     /// Whether the patterns leave out `path`, which is relative to its root.
     pub(super) fn excludes(&self, path: &[u8], is_directory: bool) -> bool {
-        !self.patterns.is_empty()
-            && self.patterns.matched(Path::new(OsStr::from_bytes(path)), is_directory).is_ignore()
+        excludes(&self.patterns, path, is_directory)
     }
 
     /// Whether this must not be captured whatever the patterns say; `path` is relative to `/`.
     pub(super) fn forbids(&self, id: FileId, path: &[u8]) -> bool {
         self.never.iter().any(|(never, name)| *never == Some(id) || name == path)
     }
+}
+
+/// Whether the patterns leave out `path`, which is relative to its root.
+pub(super) fn excludes(patterns: &Gitignore, path: &[u8], is_directory: bool) -> bool {
+    !patterns.is_empty() && patterns.matched(Path::new(OsStr::from_bytes(path)), is_directory).is_ignore()
 }
 
 fn forbidden(path: &Path) -> (Option<FileId>, Vec<u8>) {

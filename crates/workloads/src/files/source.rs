@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::dirs::{Dir, FileId, open_below, open_beneath};
 use super::hooks::{Hooks, Quiesced};
 use super::inspect::{Inspector, kind, look, stamp};
+use super::left_out::Recorder;
 use super::names::{ListingBuffer, NameList};
 use super::owners::Owners;
 use super::reader::FileOpener;
@@ -72,6 +73,8 @@ struct Scan {
     snapshots: Snapshots,
     /// Something was read from the live tree since the snapshot does not show it.
     islands: bool,
+    /// For a mirror: what the items of the point do not show.
+    record: Recorder,
     inspector: Inspector,
     buffer: ListingBuffer,
     settled: Time,
@@ -139,10 +142,11 @@ impl FilesSource {
         };
         let began = clock.now();
         let roots = Roots::resolve(&request.roots, request.keep_links, &top)?;
-        let scan = Scan {
+        let mut scan = Scan {
             scope: Scope::new(exclude, exclude_files, never, *skip_caches, *one_file_system)?,
             snapshots: Snapshots::take(&roots.paths(), request.snapshots)?,
             islands: false,
+            record: Recorder::default(),
             top: Arc::clone(&top),
             roots,
             inspector: Inspector::new(Owners::of_this_machine()),
@@ -150,6 +154,7 @@ impl FilesSource {
             settled: Time(began.0.saturating_sub(i64::try_from(SETTLED.as_nanos()).unwrap_or(i64::MAX))),
             euid: rustix::process::geteuid().as_raw(),
         };
+        scan.record_request();
         let asked = hooks.as_ref().is_some_and(|hooks| hooks.quiesce.is_some());
         let at_rest = asked && trouble.is_none();
         if scan.snapshots.whole {
@@ -214,7 +219,10 @@ impl FilesSource {
             Ok((dir, pseudo))
         });
         let (dir, names, trouble) = match opened {
-            Ok((dir, true)) => (dir, NameList::default(), None),
+            Ok((dir, true)) => {
+                self.scan.record.add(b'x', &self.path);
+                (dir, NameList::default(), None)
+            }
             Ok((dir, false)) => {
                 let (names, trouble) = self.scan.list(&dir, inside, node, is_root);
                 (dir, names, trouble)
@@ -268,7 +276,8 @@ impl Source for FilesSource {
             Consistency::Fuzzy if one_moment => Consistency::FileSystem,
             reached => reached,
         };
-        Ok(Captured { position: Position::default(), consistency, moment: self.began })
+        let position = Position(self.scan.record.bytes());
+        Ok(Captured { position, consistency, moment: self.began })
     }
 
     /// Errors: the thaw command failed. The point is whole all the same.
@@ -278,6 +287,19 @@ impl Source for FilesSource {
 }
 
 impl Scan {
+    /// Writes down what was asked for.
+    fn record_request(&mut self) {
+        for (named, real) in &self.roots.named {
+            self.record.add(b'n', named);
+            self.record.add(b'r', real);
+        }
+        self.roots.links.iter().for_each(|link| self.record.add(b'l', link));
+        self.scope.lines.iter().for_each(|line| self.record.add(b'p', line.as_bytes()));
+        if self.scope.cache_tags {
+            self.record.add(b'c', b"");
+        }
+    }
+
     /// The sorted names to visit in a directory, and the error that cut the listing short.
     fn list(
         &mut self,
@@ -346,7 +368,7 @@ impl Scan {
         };
         after.pending.extend(trouble.map(Next::Skipped));
         if kind == Kind::Directory {
-            after.descend = self.descend(at, node, path.len(), &stat, opened);
+            after.descend = self.descend(at, node, path, &stat, opened);
         }
         Ok(Some(Next::Item(item)))
     }
@@ -379,7 +401,7 @@ impl Scan {
     }
 
     fn leaves_out(
-        &self,
+        &mut self,
         at: &At<'_>,
         node: Option<Node>,
         path: &[u8],
@@ -391,6 +413,7 @@ impl Scan {
                 let what = format!("/{} is where recovery points are kept", String::from_utf8_lossy(path));
                 return Err(Error::new(Code::Usage, what).hint("protect a directory outside the repository"));
             }
+            self.record.add(b'x', path);
             return Ok(true);
         }
         let (None, Some(Inside { start, .. })) = (node, at.inside) else { return Ok(false) };
@@ -418,12 +441,12 @@ impl Scan {
         Ok((Box::new(Item { path, metadata, stamp, body }), trouble))
     }
 
-    /// Whether and how to go into a directory; `path_len` is the length of its path.
+    /// Whether and how to go into the directory at `path`.
     fn descend(
         &mut self,
         at: &At<'_>,
         node: Option<Node>,
-        path_len: usize,
+        path: &[u8],
         stat: &Statx,
         opened: Option<Arc<Dir>>,
     ) -> Option<Descend> {
@@ -432,11 +455,14 @@ impl Scan {
         let mounted = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
         let stays = |inside: &Inside| !(self.scope.one_file_system && (device != inside.device || mounted));
         let inside = if is_root {
-            Some(Inside { start: path_len + 1, device, snapshot: opened.is_some() })
+            Some(Inside { start: path.len() + 1, device, snapshot: opened.is_some() })
         } else {
             let live = opened.is_some();
             at.inside.filter(stays).map(|inside| Inside { snapshot: inside.snapshot && !live, ..inside })
         };
+        if at.inside.is_some() && inside.is_none() {
+            self.record.add(b'x', path);
+        }
         self.islands |= !is_root && opened.is_some() && inside.is_some();
         let leads_on =
             inside.is_some() || node.is_some_and(|node| self.roots.children(node).next().is_some());

@@ -158,6 +158,9 @@ impl FilesTarget {
     /// Deletes what is in `dir` but not in `seen`.
     fn mirror(&mut self, dir: &Arc<Dir>, seen: &HashSet<Vec<u8>>) {
         let Ok(directory) = ItemPath::new(self.path.clone()) else { return };
+        if self.run.rules.is_cache(seen) {
+            return;
+        }
         for name in self.list(dir) {
             let Ok(path) = directory.join(name.to_bytes()) else { continue };
             let kept = self.kept.iter().any(|kept| kept.is_within(&path) || path.is_within(kept));
@@ -166,6 +169,11 @@ impl FilesTarget {
                 || seen.contains(name.to_bytes())
                 || !self.run.rules.deletes(&path)
             {
+                continue;
+            }
+            if !self.run.rules.is_planned(&path) {
+                let detail = "it came to be after the plan was made".to_owned();
+                self.run.skip(path, SkipReason::Changed, detail);
                 continue;
             }
             match remove_tree(dir, &name) {
@@ -242,6 +250,9 @@ impl FilesTarget {
                 }
                 if action != Action::Replace {
                     return Err(Errno::NOTDIR);
+                }
+                if item.is_some_and(|item| !self.run.rules.is_planned(&item.path)) {
+                    return Err(Errno::STALE);
                 }
                 unlinkat(&*fd, name, AtFlags::empty())?;
                 mkdirat(&*fd, name, mode)?;

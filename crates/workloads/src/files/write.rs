@@ -80,6 +80,7 @@ impl Worker {
         let existing = present.as_ref().map(|present| &present.metadata);
         let mode = self.run.rules.mode;
         let mut action = decide(mode, existing, &self.run.wanted(&item.metadata));
+        self.may_change(item, action, existing)?;
         let mut first = None;
         match link {
             Some(LinkPart::Other(slot)) => {
@@ -114,6 +115,25 @@ impl Worker {
             first.made(made);
         }
         Ok((action, bytes))
+    }
+
+    /// Whether this may be done to what exists now.
+    fn may_change(&self, item: &Item, action: Action, existing: Option<&Metadata>) -> Outcome<()> {
+        let rules = &self.run.rules;
+        let refuse = |what: &str| {
+            let error = Error::new(Code::Refused, format!("cannot restore {}: {what}", item.path));
+            Err(Trouble(SkipReason::Unwritable, error))
+        };
+        if matches!(action, Action::Replace | Action::Metadata) && !rules.is_planned(&item.path) {
+            return refuse("what stands there has changed since the plan was made");
+        }
+        let empties = action == Action::Replace
+            && rules.mode == RestoreMode::Mirror
+            && existing.is_some_and(|existing| existing.kind == Kind::Directory);
+        if empties && !(rules.mirrors(&item.path) && rules.deletes(&item.path)) {
+            return refuse("a directory stands there that holds what must be kept");
+        }
+        Ok(())
     }
 
     fn present(&mut self, fd: &OwnedFd, name: &CStr) -> Result<Option<Present>, Errno> {

@@ -124,6 +124,7 @@ fn a_mirror_deletes_only_inside_the_selection_and_spares_what_the_point_could_no
         mode: RestoreMode::Mirror,
         selected: vec![path("chosen")],
         keep: vec![path("chosen/kept/deep")],
+        ..RestoreRules::default()
     };
     let mut target = FilesTarget::new(FilesPlan {
         root: root.to_owned(),

@@ -74,13 +74,13 @@ pub(crate) fn take(
 
 /// What taking a restore back would do.
 ///
-/// Errors: [`mainstay_core::Code::Usage`] for a point that is not an undo point.
+/// Errors: [`Code::Usage`] for a point that is not an undo point.
 pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan> {
     let info = reader.info();
     if info.workload.kind.0 != UNDO {
         let what = format!("point {} holds no undo of a restore", info.id);
         let hint = format!("restore it: mainstay restore {}", info.id);
-        return Err(Error::new(mainstay_core::Code::Usage, what).hint(hint));
+        return Err(Error::new(Code::Usage, what).hint(hint));
     }
     let before = ItemPath::root().join(BEFORE).map_err(bug)?;
     let changes = read_changes(reader)?;
@@ -122,7 +122,7 @@ fn item_path(path: &Path) -> Result<ItemPath> {
     let bytes = path.as_os_str().as_bytes();
     let trimmed = bytes.strip_prefix(b"/").unwrap_or(bytes);
     ItemPath::new(trimmed.strip_suffix(b"/").unwrap_or(trimmed)).map_err(|error| {
-        Error::new(mainstay_core::Code::Usage, format!("cannot restore below {}", path.display()))
+        Error::new(Code::Usage, format!("cannot restore below {}", path.display()))
             .because(error)
             .hint("name the directory by its absolute path without `.` and `..`")
     })

@@ -76,7 +76,7 @@ pub fn backup(
     }
     let source = FilesSource::new(files, Arc::clone(clock))?;
     let writer = repository.write(WriteRequest {
-        workload,
+        workload: workload.clone(),
         host: request.host.clone(),
         roots: roots(&request.files),
         tags: request.tags.clone(),
@@ -88,7 +88,12 @@ pub fn backup(
     let counting = expect(request, parent.as_ref(), clock, progress);
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
     drop(counting);
-    find(repository, &point)
+    let mut made = find(repository, &point)?;
+    if !made.readable {
+        // Whoever only writes cannot read back what it has just said.
+        (made.workload, made.host, made.roots) = (workload, request.host.clone(), roots(&request.files));
+    }
+    Ok(made)
 }
 
 /// Says what [`backup`] would read. Changes nothing and runs no command.

@@ -290,7 +290,12 @@ fn selected(
 
 /// The directory without symbolic links on the way, as far as it exists.
 fn real(directory: &Path) -> PathBuf {
-    std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned())
+    for ancestor in directory.ancestors() {
+        if let (Ok(real), Ok(rest)) = (std::fs::canonicalize(ancestor), directory.strip_prefix(ancestor)) {
+            return real.join(rest);
+        }
+    }
+    directory.to_owned()
 }
 
 fn is_empty(directory: &Path) -> Result<bool> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use mainstay_core::{Code, Error, Progress, Result, Time};
+use mainstay_core::{Code, Error, Result, Time};
 use mainstay_engine::address;
 use mainstay_repository::keys::kit::Kit;
 use mainstay_repository::{Options, PointInfo, PointReader, Repository, Tuning, Unlock, store};
@@ -117,12 +117,12 @@ impl Session {
         Err(Error::new(Code::Cancelled, "nothing was changed, as you wished"))
     }
 
+    /// Errors: [`Code::Cancelled`] once a signal has asked for it.
     pub(crate) fn check_cancelled(&self) -> Result<()> {
-        self.progress_check()
-    }
-
-    fn progress_check(&self) -> Result<()> {
-        if self.doors.cancel.asked() { self.progress().check() } else { Ok(()) }
+        match self.doors.cancel.asked() {
+            true => Err(Error::new(Code::Cancelled, "stopped before it was done")),
+            false => Ok(()),
+        }
     }
 }
 

@@ -36,8 +36,14 @@ impl Answers {
         self.0.lock().unwrap().extend(answers.iter().map(|answer| (*answer).to_owned()));
     }
 
+    /// The next question is the program's end.
+    pub(crate) fn panic(&self) {
+        self.will_be(&["panic"]);
+    }
+
     fn next(&self, question: &str) -> Result<String> {
         let next = self.0.lock().unwrap().pop_front();
+        assert_ne!(next.as_deref(), Some("panic"), "as the test wished");
         next.ok_or_else(|| Error::new(Code::Bug, format!("nobody expected the question {question:?}")))
     }
 }

@@ -101,6 +101,15 @@ fn a_reader_that_goes_away_is_no_error_and_stops_no_backup() {
 }
 
 #[test]
+fn a_mistake_of_ours_is_exit_70_and_says_so() {
+    let mut machine = Machine::new();
+    machine.terminal.input = true;
+    machine.answers.panic();
+    let ran = machine.run(&["init"]).failed(70, "a mistake in Mainstay");
+    assert!(ran.err.contains("please report"), "{}", ran.err);
+}
+
+#[test]
 fn completions_and_man_pages_know_every_verb() {
     let machine = Machine::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

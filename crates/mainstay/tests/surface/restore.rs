@@ -53,6 +53,19 @@ fn a_directory_with_something_in_it_is_not_written_to_unasked() {
 }
 
 #[test]
+fn a_restore_that_was_stopped_goes_on_with_what_is_missing() {
+    let machine = protected();
+    machine.run(&["restore", "latest", "--to", "new/../look"]).ok();
+    let sub = machine.arg("home/d/sub");
+    std::fs::remove_dir_all(machine.at(&format!("look{sub}"))).unwrap();
+    let done =
+        machine.run(&["--json", "restore", "latest", "--to", "look", "--mode", "overwrite", "--yes"]).ok();
+    let done = done.only("restored");
+    assert_eq!((&done["created"], &done["replaced"]), (&2.into(), &0.into()), "{done}");
+    assert_eq!(machine.read(&format!("look{sub}/b")), "b");
+}
+
+#[test]
 fn in_place_needs_a_yes_and_undo_takes_it_back() {
     let machine = protected();
     machine.write("home/d/a", "edited after the point");

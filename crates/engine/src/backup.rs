@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mainstay_core::{
-    Body, Clock, Error, Event, ItemPath, Next, PointId, Progress, Result, Source, Stamp, WorkloadRef,
+    Body, Clock, Error, Event, ItemPath, Next, Phase, PointId, Progress, Result, Source, Stamp, WorkloadRef,
 };
 use mainstay_repository::{Entry, Parent, PointInfo, Repository, Walk, WriteRequest};
 use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks};
@@ -85,6 +85,7 @@ pub fn backup(
         progress: Arc::clone(progress),
         jobs: request.jobs,
     })?;
+    progress.event(&Event::Phase(Phase::Copying));
     let counting = expect(request, parent.as_ref(), clock, progress);
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
     drop(counting);

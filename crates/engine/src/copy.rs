@@ -1,6 +1,6 @@
 //! The one loop.
 
-use mainstay_core::{Event, Next, Progress, Result, Source, Target};
+use mainstay_core::{Event, Next, Phase, Progress, Result, Source, Target};
 
 /// Copies everything that `source` yields into `target`. Backup, restore, replication and verification are calls
 /// of this function; nothing else moves recovery data.
@@ -26,6 +26,7 @@ pub fn copy<S: Source + ?Sized, T: Target + ?Sized>(
             Next::End => break,
         }
     }
+    progress.event(&Event::Phase(Phase::Finishing));
     let captured = source.seal()?;
     progress.check()?;
     let (receipt, done) = target.finish(&captured)?;

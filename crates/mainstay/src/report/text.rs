@@ -361,6 +361,9 @@ fn expired(done: &Expired) -> String {
 }
 
 fn collected(done: &Collected) -> String {
+    if done.freed_bytes + done.condemned_packs + done.deleted_packs == 0 {
+        return "nothing to free; what was written within a day is left alone\n".to_owned();
+    }
     if done.dry_run {
         return format!(
             "could free {} now and {} later; {} would be copied\n",

@@ -23,7 +23,7 @@ fn lengths(cutter: &Cutter, mut data: &[u8]) -> Vec<usize> {
     lengths
 }
 
-/// The definition, word for word as docs/format-keys.md has it.
+/// The definition, word for word as docs/format.md has it.
 fn defined_cut(cutter: &Cutter, data: &[u8]) -> usize {
     let profile = cutter.profile;
     let limit = data.len().min(profile.max);

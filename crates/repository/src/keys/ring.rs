@@ -206,7 +206,7 @@ impl KeyRing {
             .hint("Use a key that has it: the owner's passphrase or the recovery kit.")
     }
 
-    /// The bytes of docs/format-keys.md, section "Key ring". As secret as what they hold.
+    /// The bytes of docs/format.md, section "Key ring". As secret as what they hold.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         // Never grown, as growing would leave copies behind.
         let mut out = Zeroizing::new(Vec::with_capacity(4096 + self.domains.len() * 160));

@@ -307,7 +307,7 @@ pub(crate) enum Owners {
   mainstay restore latest ~/site --mode mirror            and delete what was not there then
 
 Before anything existing is touched, an undo point is taken: `mainstay undo` takes the restore back.
-Mirror deletes what the point does not hold, and so also what --exclude had left out of it.
+Mirror deletes what the point does not hold, but nothing that was left out of it.
 A restore that was stopped goes on with the same command and --mode overwrite.")]
 pub(crate) struct Restore {
     #[arg(help = POINT_HELP)]

@@ -170,9 +170,14 @@ fn random_points(rng: &mut Rng) -> Vec<PointInfo> {
 
 fn random_policy(rng: &mut Rng) -> Policy {
     let mut few = || u32::try_from(rng.range(0..5)).unwrap();
-    let mut policy = Policy { last: few() + 1, hourly: few(), daily: few(), ..Policy::default() };
+    let mut policy = Policy { last: few(), hourly: few(), daily: few(), ..Policy::default() };
     (policy.weekly, policy.monthly, policy.yearly) = (few(), few(), few());
-    policy.within = rng.chance(30).then(|| Duration::from_secs(rng.range(0..1_000_000)));
+    let short = rng.chance(30) || !policy.keeps_something();
+    policy.within = short.then(|| Duration::from_secs(rng.range(0..1_000_000)));
+    if rng.chance(20) {
+        // Alone, so short an age leaves some workloads without a point that is young enough.
+        policy = Policy { within: Some(Duration::from_secs(rng.range(0..1000))), ..Policy::default() };
+    }
     policy
 }
 

@@ -98,23 +98,32 @@ impl Repository {
         options: &Options,
     ) -> Result<Self> {
         let root = ring.root()?.signing_key();
-        let writer = ring.writer(Powers::WRITE)?.verifying_key();
+        ring.writer(Powers::WRITE)?;
         let config = Config::new(ring.family(), root.verifying_key())?;
         for bytes in slots {
             put_twice(store.as_ref(), &names::key_slot(&slot::read_header(bytes)?.slot), bytes)?;
         }
+        // Without a slot nobody could open what the configuration promises.
+        store.flush()?;
         config.store(store.as_ref(), root)?;
         let this = Self::assemble(store, ring.clone(), &config, options);
-        let name = this.shared.seal_text("owner")?;
-        let entry = WriterEntry { key: writer, powers: ring.powers(), name };
-        this.shared.append_signed_by(root, &mut |state| {
+        this.begin_log()?;
+        Ok(this)
+    }
+
+    /// Admits the owner with the first record.
+    fn begin_log(&self) -> Result<()> {
+        let ring = &self.shared.ring;
+        let key = ring.writer(Powers::WRITE)?.verifying_key();
+        let entry = WriterEntry { key, powers: ring.powers(), name: self.shared.seal_text("owner")? };
+        self.shared.append_signed_by(ring.root()?.signing_key(), &mut |state| {
             if state.next_sequence() > 0 {
                 return Err(Error::new(Code::AlreadyExists, "the store already has a log"));
             }
             Ok(Change::Genesis { writers: vec![entry.clone()] })
         })?;
-        this.remember();
-        Ok(this)
+        self.remember();
+        Ok(())
     }
 
     /// The id of the repository in a store, without any key.
@@ -137,6 +146,13 @@ impl Repository {
         };
         let this = Self::assemble(store, ring, &config, options);
         this.refresh_past_gaps()?;
+        if this.shared.state().next_sequence() == 0 && this.shared.ring.root().is_ok() {
+            // Its making was interrupted just before the end.
+            match this.begin_log() {
+                Err(error) if error.code() != Code::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
         Ok(this)
     }
 

@@ -316,6 +316,36 @@ impl Page {
         value.end()?;
         Ok(child)
     }
+
+    /// What the page below entry `index` must be like; `place` is that of this page.
+    fn place_below(&self, index: usize, place: &Place) -> Place {
+        let before = index.checked_sub(1).map(|before| self.key(before).to_vec());
+        Place {
+            level: self.level.checked_sub(1),
+            after: before.or_else(|| place.after.clone()),
+            last: Some(self.key(index).to_vec()),
+        }
+    }
+
+    /// A page that stands anywhere else than in its one place would let a small tree be walked for ever.
+    fn check_place(&self, place: &Place) -> Result<()> {
+        let level = place.level.is_none_or(|level| self.level == level);
+        let after = place.after.as_deref().is_none_or(|after| self.key(0) > after);
+        let last = place.last.as_deref().is_none_or(|last| self.key(self.len() - 1) == last);
+        if level && after && last {
+            Ok(())
+        } else {
+            Err(Error::integrity("malformed page: it is not what the page above says"))
+        }
+    }
+}
+
+/// What the page above says of a page: its level, the last key before it and its own last key. Nothing of a root.
+#[derive(Clone, Default)]
+struct Place {
+    level: Option<u8>,
+    after: Option<Vec<u8>>,
+    last: Option<Vec<u8>>,
 }
 
 /// Walks a map in order of keys, from any key on, loading pages as it comes to them.
@@ -323,30 +353,29 @@ pub(crate) struct Cursor<S> {
     source: S,
     kind: PageKind,
     /// From the root down to the leaf: the page and the entry in it that is next.
-    path: Vec<(Arc<Page>, usize)>,
+    path: Vec<(Arc<Page>, usize, Place)>,
 }
 
 impl<S: PageSource> Cursor<S> {
     /// Stands before the first entry whose key is `from` or greater.
     pub(crate) fn seek(source: S, kind: PageKind, root: &PageRef, from: &[u8]) -> Result<Self> {
         let mut cursor = Self { source, kind, path: Vec::new() };
-        cursor.descend(root, None, from)?;
+        cursor.descend(root, Place::default(), from)?;
         Ok(cursor)
     }
 
-    fn descend(&mut self, page: &PageRef, level: Option<u8>, from: &[u8]) -> Result<()> {
+    fn descend(&mut self, page: &PageRef, place: Place, from: &[u8]) -> Result<()> {
         let page = Arc::new(Page::parse(self.kind, self.source.load(page)?)?);
-        if level.is_some_and(|level| page.level != level) {
-            return Err(Error::integrity("malformed page: it is of another level than its parent says"));
-        }
+        page.check_place(&place)?;
         let at = page.seek(from);
-        let below = match page.level.checked_sub(1) {
-            Some(below) if at < page.len() => Some((page.child(at)?, below)),
-            _ => None,
+        let below = if page.level > 0 && at < page.len() {
+            Some((page.child(at)?, page.place_below(at, &place)))
+        } else {
+            None
         };
-        self.path.push((page, at));
+        self.path.push((page, at, place));
         match below {
-            Some((child, level)) => self.descend(&child, Some(level), from),
+            Some((child, place)) => self.descend(&child, place, from),
             None => Ok(()),
         }
     }
@@ -354,7 +383,7 @@ impl<S: PageSource> Cursor<S> {
     /// Moves on to the next entry: the leaf it is in, and its index there.
     pub(crate) fn next(&mut self) -> Result<Option<(Arc<Page>, usize)>> {
         loop {
-            let Some((page, at)) = self.path.last_mut() else { return Ok(None) };
+            let Some((page, at, place)) = self.path.last_mut() else { return Ok(None) };
             if page.level == 0 && *at < page.len() {
                 let found = (Arc::clone(page), *at);
                 *at += 1;
@@ -364,8 +393,8 @@ impl<S: PageSource> Cursor<S> {
                 // Only after its child ended: a descent leaves the parent standing at the child it took.
                 *at += 1;
                 if *at < page.len() {
-                    let (child, level) = (page.child(*at)?, page.level - 1);
-                    self.descend(&child, Some(level), &[])?;
+                    let (child, below) = (page.child(*at)?, page.place_below(*at, place));
+                    self.descend(&child, below, &[])?;
                 }
                 continue;
             }
@@ -377,15 +406,15 @@ impl<S: PageSource> Cursor<S> {
     pub(crate) fn skip_to(&mut self, key: &[u8]) -> Result<()> {
         loop {
             let depth = self.path.len();
-            let Some((page, at)) = self.path.last_mut() else { return Ok(()) };
+            let Some((page, at, place)) = self.path.last_mut() else { return Ok(()) };
             let last = page.len().wrapping_sub(1);
             if page.key(last) >= key {
                 let target = page.seek(key).max(*at);
                 let moved = target != *at || page.level == 0;
                 *at = target;
                 if page.level > 0 && moved {
-                    let (child, level) = (page.child(target)?, page.level - 1);
-                    self.descend(&child, Some(level), key)?;
+                    let (child, below) = (page.child(target)?, page.place_below(target, place));
+                    self.descend(&child, below, key)?;
                 }
                 return Ok(());
             }
@@ -406,18 +435,16 @@ pub(crate) fn for_each_page(
     root: &PageRef,
     each: &mut dyn FnMut(&PageRef, &Page) -> Result<bool>,
 ) -> Result<()> {
-    let mut waiting = vec![(*root, None)];
-    while let Some((page_ref, level)) = waiting.pop() {
+    let mut waiting = vec![(*root, Place::default())];
+    while let Some((page_ref, place)) = waiting.pop() {
         let page = Page::parse(kind, source.load(&page_ref)?)?;
-        if level.is_some_and(|level| page.level != level) {
-            return Err(Error::integrity("malformed page: it is of another level than its parent says"));
-        }
+        page.check_place(&place)?;
         if !each(&page_ref, &page)? {
             continue;
         }
-        if let Some(below) = page.level.checked_sub(1) {
+        if page.level > 0 {
             for index in (0..page.len()).rev() {
-                waiting.push((page.child(index)?, Some(below)));
+                waiting.push((page.child(index)?, page.place_below(index, &place)));
             }
         }
     }

@@ -84,7 +84,7 @@ pub(crate) fn items(seed: u64, version: u64) -> Vec<TestItem> {
     items
 }
 
-/// Content of three segments that compresses well.
+/// Content of about a segment a file, that compresses well.
 fn bulky(files: &[u8]) -> Vec<TestItem> {
     let phrase = |file: u8| format!("file {file} says the same thing over and over; ").repeat(40);
     let text = |file| (0..600).map(|number| format!("{number} {}", phrase(file))).collect::<String>();
@@ -139,7 +139,7 @@ impl Sample {
         made.push((try_backup(&repository, 2, other.clone()).unwrap(), other));
         let mut expired = Vec::new();
         if repacked {
-            expired.push(try_backup(&repository, 3, bulky(&[1, 2, 3])).unwrap());
+            expired.push(try_backup(&repository, 3, bulky(&[1, 2, 3, 4, 5])).unwrap());
             made.push((try_backup(&repository, 3, bulky(&[2])).unwrap(), bulky(&[2])));
         }
         let held = made[2].0;

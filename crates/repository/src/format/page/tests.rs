@@ -175,3 +175,39 @@ fn hostile_pages_are_errors() {
         });
     }
 }
+
+#[test]
+fn a_page_that_repeats_below_itself_is_refused() {
+    let mut pages = Pages::default();
+    let leaf = build(&BTreeMap::from([(b"k".to_vec(), vec![0; 20])]), &mut pages).unwrap();
+    // Forged: levels of pages that name the same page below over and over. Walked, they would never end.
+    let forge = |level: u8, keys: &[&[u8]], below: &PageRef, pages: &mut Pages| {
+        let mut page = vec![b'P', 1, PageKind::Items as u8, level, 0, keys.len() as u8];
+        for key in keys {
+            page.extend([0, key.len() as u8]);
+            page.extend(*key);
+            let mut value = Vec::new();
+            below.encode(&mut value);
+            page.bytes(&value);
+        }
+        pages.store(page).unwrap()
+    };
+    let read = |pages: &Pages, root: &PageRef| -> Result<usize> {
+        let mut seen = 0;
+        for_each_page(&pages, PageKind::Items, root, &mut |_, _| {
+            seen += 1;
+            Ok(true)
+        })?;
+        let mut cursor = Cursor::seek(pages, PageKind::Items, root, &[])?;
+        while cursor.next()?.is_some() {}
+        Ok(seen)
+    };
+    let good = forge(1, &[b"k"], &leaf, &mut pages);
+    assert_eq!(read(&pages, &good).unwrap(), 2);
+    for keys in [&[&b"a"[..], b"k"][..], &[b"k", b"z"], &[b"z"], &[b"a"]] {
+        let bad = forge(1, keys, &leaf, &mut pages);
+        assert!(read(&pages, &bad).is_err(), "{keys:?}");
+    }
+    let again = forge(2, &[b"k"], &leaf, &mut pages);
+    assert!(read(&pages, &again).is_err(), "a leaf two levels below");
+}

@@ -331,3 +331,6 @@ impl PageSource for StructurePages {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

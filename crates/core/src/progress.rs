@@ -23,7 +23,8 @@ pub enum Event<'a> {
         bytes: u64,
         complete: bool,
     },
-    /// What is done so far; replaces the earlier figure.
+    /// What is done so far; replaces the earlier figure. The bytes include those done of the item at work, so that
+    /// they reach what was expected and nothing jumps.
     Done(Counts),
     /// The item now at work.
     Item(&'a ItemPath),

@@ -8,15 +8,13 @@ use mainstay_core::{
     Body, Clock, Error, Event, ItemPath, Next, Phase, PointId, Progress, Result, Source, Stamp, WorkloadRef,
 };
 use mainstay_repository::{Entry, Parent, PointInfo, Repository, Walk, WriteRequest};
-use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks};
+use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks, SnapshotRule};
 
 use crate::copy::copy;
 use crate::workload::{Identity, identify};
 
 /// Hooks quiesce whole applications; what takes longer hangs.
 const HOOK_LIMIT: Duration = Duration::from_secs(3600);
-/// The count that runs ahead tells of its progress every so many items.
-const COUNT_STEP: u64 = 1024;
 
 /// What to protect, and how.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +31,7 @@ pub struct BackupRequest {
     /// Shell commands that bring to rest what is read, and let it go again once all is stored.
     pub quiesce: Option<String>,
     pub thaw: Option<String>,
-    /// Counts what is there while it is copied, when no earlier point tells how much to expect.
+    /// Counts what is there while it is copied, so that the rest can be told.
     pub count_ahead: bool,
     /// Threads that compress and seal.
     pub jobs: usize,
@@ -110,7 +108,7 @@ pub fn preview(
     if let Some(parent) = parent(request, &workload, &points).filter(|parent| parent.readable) {
         known.walk = Some(repository.read(&parent.id)?.walk(&ItemPath::root())?);
     }
-    let mut source = FilesSource::new(request.files.clone(), Arc::clone(clock))?;
+    let mut source = FilesSource::new(live(&request.files), Arc::clone(clock))?;
     let roots = roots(&request.files);
     let (items, bytes, read_items, read_bytes, skipped) = (0, 0, 0, 0, 0);
     let mut found = Preview { workload, roots, items, bytes, read_items, read_bytes, skipped };
@@ -169,6 +167,11 @@ fn parent(request: &BackupRequest, workload: &WorkloadRef, points: &[PointInfo])
     newest.filter(|_| !request.full).cloned()
 }
 
+/// The same files as they stand, for a look that must leave no trace: no snapshot is taken.
+fn live(request: &FilesRequest) -> FilesRequest {
+    FilesRequest { snapshots: SnapshotRule::Never, hooks: None, ..request.clone() }
+}
+
 /// The roots as people read them.
 fn roots(request: &FilesRequest) -> Vec<String> {
     request.roots.iter().map(|root| root.to_string_lossy().into_owned()).collect()
@@ -180,8 +183,8 @@ pub(crate) fn find(repository: &Repository, id: &PointId) -> Result<PointInfo> {
     found.ok_or_else(|| Error::bug(format!("the point {id} that was just made is not there")))
 }
 
-/// Tells how much there is to do: as much as last time, or what a count finds that runs ahead. The count ends when
-/// the value is dropped.
+/// Tells how much there is to do: about as much as last time, until a count that runs ahead knows better. The count
+/// ends when the value is dropped.
 fn expect(
     request: &BackupRequest,
     parent: Option<&PointInfo>,
@@ -190,13 +193,13 @@ fn expect(
 ) -> Option<Counting> {
     if let Some(parent) = parent {
         let (items, bytes) = (parent.counts.items, parent.counts.bytes);
-        progress.event(&Event::Expect { items, bytes, complete: true });
-        return None;
+        // A guess: the tree may have grown since.
+        progress.event(&Event::Expect { items, bytes, complete: false });
     }
     if !request.count_ahead {
         return None;
     }
-    let source = FilesSource::new(request.files.clone(), Arc::clone(clock)).ok()?;
+    let source = FilesSource::new(live(&request.files), Arc::clone(clock)).ok()?;
     let stop = Arc::new(AtomicBool::new(false));
     let (progress, stopped) = (Arc::clone(progress), Arc::clone(&stop));
     let thread = std::thread::Builder::new().name("count".into());
@@ -211,9 +214,6 @@ fn count(mut source: FilesSource, progress: &dyn Progress, stop: &AtomicBool) {
             Ok(Next::Item(item)) => {
                 items += 1;
                 bytes += item.metadata.size;
-                if items % COUNT_STEP == 0 {
-                    progress.event(&Event::Expect { items, bytes, complete: false });
-                }
             }
             Ok(Next::Skipped(_)) => {}
             Ok(Next::End) => return progress.event(&Event::Expect { items, bytes, complete: true }),
@@ -233,5 +233,69 @@ impl Drop for Counting {
         self.stop.store(true, Ordering::Relaxed);
         // It only counted; a panic of it has been reported and hurts nothing.
         let _counted = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use mainstay_core::{Clock, Event, Progress, Silent, Time};
+    use mainstay_repository::keys::KeyRing;
+    use mainstay_repository::{Options, Repository, Tuning};
+    use mainstay_testkit::{MemoryStore, ScriptedClock};
+    use mainstay_workloads::files::{FilesRequest, SnapshotRule};
+
+    use super::{BackupRequest, backup, preview};
+
+    fn repository() -> (Repository, Arc<dyn Clock>) {
+        let clock = Arc::new(ScriptedClock::at(Time::from_seconds(4_000_000_000)));
+        let options = Options { clock: clock.clone(), state: None, tuning: Tuning::default() };
+        let ring = KeyRing::create().unwrap();
+        let store = Arc::new(MemoryStore::new());
+        (Repository::create(store, ring, &[], &options).unwrap(), clock)
+    }
+
+    fn request(root: &std::path::Path) -> BackupRequest {
+        let files = FilesRequest { roots: vec![root.to_owned()], ..FilesRequest::default() };
+        BackupRequest { files, host: "here".into(), jobs: 1, count_ahead: true, ..BackupRequest::default() }
+    }
+
+    /// The rule that insists on a snapshot fails in a directory of this kind, unless none is asked for.
+    #[test]
+    fn a_preview_takes_no_snapshot() {
+        let (repository, clock) = repository();
+        let mut request = request(std::path::Path::new("/proc/self/fdinfo"));
+        request.files.snapshots = SnapshotRule::Always;
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        backup(&repository, &request, &clock, &progress).unwrap_err();
+        assert!(preview(&repository, &request, &clock, &Silent).unwrap().items > 0);
+    }
+
+    /// Keeps the items of every figure that was called complete.
+    #[derive(Default)]
+    struct Complete(Mutex<Vec<u64>>);
+
+    impl Progress for Complete {
+        fn event(&self, event: &Event<'_>) {
+            if let Event::Expect { items, complete: true, .. } = event {
+                self.0.lock().unwrap().push(*items);
+            }
+        }
+    }
+
+    #[test]
+    fn what_there_was_last_time_is_not_called_complete() {
+        let (repository, clock) = repository();
+        let directory = tempfile::tempdir().unwrap();
+        let told = Arc::new(Complete::default());
+        let progress: Arc<dyn Progress> = told.clone();
+        for name in ["first", "second"] {
+            std::fs::write(directory.path().join(name), name).unwrap();
+            told.0.lock().unwrap().clear();
+            let point = backup(&repository, &request(directory.path()), &clock, &progress).unwrap();
+            let told = told.0.lock().unwrap();
+            assert!(told.iter().all(|items| *items == point.counts.items), "{told:?} {:?}", point.counts);
+        }
     }
 }

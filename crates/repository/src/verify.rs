@@ -236,12 +236,18 @@ impl Repository {
             scope.points.is_empty() || pack.entry.groups.iter().any(|group| groups.contains(&group.id))
         });
         packs.sort_by_key(|pack| pack.entry.id);
-        let total: u64 = packs.iter().map(|pack| pack.entry.length).sum();
-        progress.event(&Event::Expect { items: packs.len() as u64, bytes: total, complete: true });
+        let bytes_of = |entry: &PackEntry| if scope.read_data { entry.length } else { 0 };
+        let mut done = Counts::default();
+        let bytes = packs.iter().map(|pack| bytes_of(&pack.entry)).sum();
+        progress.event(&Event::Expect { items: packs.len() as u64, bytes, complete: true });
         for pack in packs {
             progress.check()?;
             let entry = &pack.entry;
-            if let Err(error) = self.verify_pack(entry, scope.read_data, findings) {
+            let mut tell = |at: u64| {
+                progress.event(&Event::Done(Counts { bytes: done.bytes + at, ..done }));
+                progress.check()
+            };
+            if let Err(error) = self.verify_pack(entry, scope.read_data, findings, &mut tell) {
                 if !matches!(error.code(), Code::Integrity | Code::NotFound) {
                     return Err(error);
                 }
@@ -251,12 +257,10 @@ impl Repository {
                 }
             }
             findings.report.packs += 1;
-            let counts = Counts {
-                items: findings.report.packs,
-                read_bytes: findings.report.bytes_read,
-                ..Counts::default()
-            };
-            progress.event(&Event::Done(counts));
+            done.items += 1;
+            done.bytes += bytes_of(entry);
+            done.read_bytes = findings.report.bytes_read;
+            progress.event(&Event::Done(done));
         }
         self.forgive_copies(findings);
         Ok(())
@@ -289,7 +293,14 @@ impl Repository {
         first.or(second)
     }
 
-    fn verify_pack(&self, entry: &PackEntry, read_data: bool, findings: &mut Findings) -> Result<()> {
+    /// `tell` hears how far into the pack the check has come, in bytes, and may end it.
+    fn verify_pack(
+        &self,
+        entry: &PackEntry,
+        read_data: bool,
+        findings: &mut Findings,
+        tell: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
         let (id, length, name) = (&entry.id, entry.length, names::pack(&entry.id));
         let footer = self.verify_ends(entry, findings)?;
         if !read_data {
@@ -302,6 +313,7 @@ impl Repository {
                 let until = (start + READ_BYTES).max(end).min(length);
                 window = (start, self.shared.store.get(&name, start..until)?);
                 findings.report.bytes_read += until - start;
+                tell(start)?;
             }
             let from = (start - window.0) as usize;
             let bytes = window.1.get(from..from + block.length as usize).unwrap_or_default();
@@ -353,9 +365,14 @@ impl Repository {
         for (group, segments) in reached.values().flatten() {
             all.entry(*group).or_default().extend(segments);
         }
+        let mut done = Counts::default();
+        let items = all.values().map(Ranges::count).sum();
+        progress.event(&Event::Expect { items, bytes: 0, complete: true });
         for (group, segments) in &all {
             for segment in segments.iter() {
                 progress.check()?;
+                progress.event(&Event::Done(done));
+                done.items += 1;
                 if findings.is_bad(group, segment, segment) {
                     continue;
                 }

@@ -1,12 +1,14 @@
 //! Points go in and come out the same: random trees, unchanged items, increments, expiry and collection.
 
+#![expect(clippy::unwrap_used, reason = "a listener that cannot go on says where")]
+
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use common::{Bench, backup, compare, copy, large_items, open, options, request, restore};
-use mainstay_core::{Code, Silent};
-use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope};
+use mainstay_core::{Code, Event, Progress, Silent};
+use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope, WriteRequest};
 use mainstay_testkit::{VecSource, for_each_seed, random_items};
 
 #[test]
@@ -78,4 +80,46 @@ fn expired_points_are_collected_and_the_others_stay_whole() {
             other.verify(&VerifyScope { read_data: true, ..VerifyScope::default() }, &Silent).unwrap();
         assert_eq!(report.problems, Vec::<String>::new());
     });
+}
+
+/// What was told of the way, as (bytes done, bytes expected).
+#[derive(Default)]
+struct Told(Mutex<(Vec<(u64, u64)>, u64)>);
+
+impl Progress for Told {
+    fn event(&self, event: &Event<'_>) {
+        let (told, expected) = &mut *self.0.lock().unwrap();
+        match event {
+            Event::Expect { bytes, .. } => *expected = *bytes,
+            Event::Done(counts) => told.push((counts.bytes, *expected)),
+            _ => {}
+        }
+    }
+}
+
+/// One large file and one large pack: the bar must move inside them, never back, and end where it was to end.
+#[test]
+fn progress_moves_inside_large_things_and_ends_at_what_was_expected() {
+    const LARGE: u64 = 24 << 20;
+    let ends_well = |told: &[(u64, u64)], at: u64| {
+        assert!(told.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{told:?}");
+        assert!(told.iter().any(|(done, _)| (1..at).contains(done)), "{told:?}");
+        assert_eq!(told.last().map(|(done, _)| *done), Some(at));
+    };
+    let (bench, told) = (Bench::new(0), Arc::new(Told::default()));
+    let progress = Arc::clone(&told) as Arc<dyn Progress>;
+    let target = bench.repository.write(WriteRequest { progress, ..request(1) }).unwrap();
+    let source = VecSource::new(large_items(1, 1, LARGE as usize));
+    copy(Box::new(source), Box::new(target)).unwrap();
+    ends_well(&told.0.lock().unwrap().0, LARGE);
+
+    let told = Told::default();
+    let scope = VerifyScope { read_data: true, ..VerifyScope::default() };
+    assert!(bench.repository.verify(&scope, &told).unwrap().is_sound());
+    let mut told = told.0.into_inner().unwrap().0;
+    // The second pass, over what the packs hold, counts segments and no bytes.
+    told.retain(|(_, expected)| *expected > 0);
+    let expected = told[0].1;
+    assert!(expected > LARGE);
+    ends_well(&told, expected);
 }

@@ -315,7 +315,8 @@ impl PointWriter {
             counts.read_bytes = before + bytes;
             counts.new_bytes = ingest.new_bytes;
             counts.written_bytes = ingest.groups.written_bytes();
-            request.progress.event(&Event::Done(*counts));
+            let done = Counts { bytes: counts.bytes + bytes, ..*counts };
+            request.progress.event(&Event::Done(done));
             request.progress.check()
         };
         match body {

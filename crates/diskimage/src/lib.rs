@@ -1,0 +1,7 @@
+//! Disk images read without mounting, booting or privileges: containers (raw, qcow2, VMDK, VHDX), partitions, volumes
+//! (LVM2, LUKS) and what lies on them. It knows nothing of backups; it meets the rest through [`mainstay_core::Blocks`].
+//!
+//! Everything here was written by somebody else, perhaps by a guest that wants out: what does not parse is an error,
+//! and neither memory nor time grows with a number that was read from an image.
+
+pub mod compose;

@@ -1,7 +1,11 @@
 //! `cargo xtask setup`: the programs that tests, demo and benchmarks call, from Debian's own packages.
 
+mod apt;
+mod backports;
+
 use anyhow::{Context as _, Result};
 
+use self::apt::Apt;
 use crate::arguments::Arguments;
 use crate::{Verb, say, shell};
 
@@ -10,7 +14,11 @@ pub(crate) const VERB: Verb = Verb {
     summary: "installs what the tests and the demo need, from Debian's packages",
     details:
         "Says which packages are missing and what for, then installs them with apt-get: directly as root, with
-sudo otherwise. When everything is there it does nothing. On another system it prints the list and goes on.
+sudo otherwise. When everything is there it says so and does nothing. On another system it prints the list and goes on.
+
+QEMU and libvirt must fit each other and what is installed already: where qemu-utils comes from Debian's backports,
+so must the emulator. The backports suite is added only then, from the mirror that apt uses anyway, and at a priority
+that upgrades nothing else. The tests start a libvirt of their own and leave that of the machine alone.
 
   --bench   also what `cargo xtask bench` needs: the tools Mainstay is compared with",
     switches: &["--bench"],
@@ -22,11 +30,30 @@ sudo otherwise. When everything is there it does nothing. On another system it p
 type Package = (&'static str, &'static str);
 
 const TESTS: &[Package] = &[
+    ("attr", "setfattr, for image files whose attributes are compared"),
     ("btrfs-progs", "mkfs.btrfs and btrfs, to take snapshots of a file system of the tests' own"),
+    ("busybox-static", "the shell inside the small guest"),
+    ("cpio", "packs the first file system of the small guest"),
     ("diffutils", "diff, the demo's judge of what was restored"),
-    ("e2fsprogs", "mkfs.ext4, for small disks that fill up and lose power"),
+    ("dosfstools", "mkfs.fat, for images that are read without mounting"),
+    ("e2fsprogs", "mkfs.ext4 and e2fsck, for small disks that fill up and lose power, and for guests"),
+    ("gdisk", "sgdisk, partitions the disks of guests"),
+    ("kmod", "modprobe, finds the drivers that the small guest needs"),
+    ("libnbd-bin", "nbdinfo and nbdcopy, a second opinion on what our NBD server says"),
     ("lvm2", "vgcreate and lvcreate, for snapshots of logical volumes where the kernel has them"),
     ("mount", "mount, for all of these"),
+    ("ntfs-3g", "mkfs.ntfs, for images that are read without mounting"),
+    ("xfsprogs", "mkfs.xfs, for images that are read without mounting"),
+];
+
+/// What must fit together, and with whatever of it is installed already. Not libvirt-daemon-system, which would set up
+/// networks and a firewall.
+const GUESTS: &[Package] = &[
+    ("libvirt-clients", "virsh, for the driver of libvirt hosts"),
+    ("libvirt-daemon", "libvirtd, which a test starts for itself"),
+    ("libvirt-daemon-driver-qemu", "what connects libvirtd and the emulator"),
+    ("qemu-system-x86", "the emulator, for guests that are backed up while they run"),
+    ("qemu-utils", "qemu-img, qemu-nbd and qemu-storage-daemon, which plays a guest in milliseconds"),
 ];
 
 const BENCH: &[Package] = &[
@@ -37,57 +64,34 @@ const BENCH: &[Package] = &[
 
 /// Makes sure of the packages for the tests, and with `bench` of those for the benchmarks too.
 pub(crate) fn run(bench: bool) -> Result<()> {
-    let wanted: Vec<Package> = TESTS.iter().chain(if bench { BENCH } else { &[] }).copied().collect();
+    let plain: Vec<Package> = TESTS.iter().chain(if bench { BENCH } else { &[] }).copied().collect();
     if !shell::has_program("dpkg-query") {
         say::line("This is not a Debian system, so please see to it that you have what these packages hold:");
-        list(&wanted);
+        list(&[&plain, GUESTS].concat());
         return Ok(());
     }
-    let missing = missing(&wanted)?;
-    if missing.is_empty() {
+    let (plain, guests) = (missing(&plain)?, missing(GUESTS)?);
+    if plain.is_empty() && guests.is_empty() {
+        say::line("setup: every Debian package that is needed is installed.");
         return Ok(());
     }
     say::step("setup: these Debian packages are missing and will be installed");
-    list(&missing);
-    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
-    let Some(prefix) = privilege()? else {
+    let all = [plain.as_slice(), &guests].concat();
+    list(&all);
+    let Some(apt) = Apt::new()? else {
         say::line(&format!(
             "Neither root nor sudo is here to install them. The tests that need one of them will fail and name it.\n\
              Ask for: apt-get install {}",
-            names.join(" ")
+            names(&all).join(" ")
         ));
         return Ok(());
     };
-    install(&prefix, &names)
+    apt.install(&names(&plain)).context("the packages cannot be installed; is the network there?")?;
+    backports::install_fitting(&apt, &names(&guests))
 }
 
-/// What a command must start with to act as root; `None` when there is no way.
-fn privilege() -> Result<Option<Vec<&'static str>>> {
-    let user = shell::capture(&mut shell::command("id", ["-u"]))?;
-    Ok(match user.trim() {
-        "0" => Some(vec![]),
-        _ if shell::has_program("sudo") => Some(vec!["sudo"]),
-        _ => None,
-    })
-}
-
-/// Tries with the package lists as they are, and renews them only when that fails: on a prepared machine nothing
-/// is fetched twice.
-fn install(prefix: &[&str], names: &[&str]) -> Result<()> {
-    let quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--yes"];
-    let apt = |arguments: &[&str]| {
-        let words = [prefix, &quiet, arguments].concat();
-        shell::command(words[0], &words[1..])
-    };
-    let install = [&["install", "--no-install-recommends"], names].concat();
-    let mut first = apt(&install);
-    say::command(&shell::shown(&first));
-    if shell::succeeds(&mut first) {
-        return Ok(());
-    }
-    say::line("That needs newer package lists.");
-    shell::run(&mut apt(&["update"]))?;
-    shell::run(&mut apt(&install)).context("the packages cannot be installed; is the network there?")
+fn names(packages: &[Package]) -> Vec<&'static str> {
+    packages.iter().map(|(name, _)| *name).collect()
 }
 
 fn missing(wanted: &[Package]) -> Result<Vec<Package>> {
@@ -104,8 +108,9 @@ fn not_installed(wanted: &[Package], told: &str) -> Vec<Package> {
 }
 
 fn list(packages: &[Package]) {
+    let width = packages.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     for (name, reason) in packages {
-        say::line(&format!("  {name:12} {reason}"));
+        say::line(&format!("  {name:width$}  {reason}"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The nouns and the traits of Mainstay. No I/O, no threads, no database: everything here can be tested with
 //! plain values. The other crates meet only through these types.
 
+mod blocks;
 mod clock;
 mod error;
 mod item;
@@ -9,6 +10,7 @@ mod progress;
 mod store;
 mod traits;
 
+pub use blocks::BlockStream;
 pub use clock::{Clock, Time};
 pub use error::{Code, Error, Result};
 pub use item::{Body, HardLink, Item, ItemPath, Kind, Metadata, PathError, Skip, SkipReason, Stamp};

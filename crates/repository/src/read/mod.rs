@@ -1,5 +1,6 @@
 //! The reader: looks into points, and a [`mainstay_core::Source`] that yields what they hold.
 
+mod blocks;
 mod diff;
 mod point;
 pub(crate) mod recipe;

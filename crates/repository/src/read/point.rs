@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use mainstay_core::{
-    Body, Code, Error, Item, ItemPath, Kind, Metadata, Open as _, Result, Skip, Stamp, StreamReader,
+    Blocks, Body, Code, Error, Item, ItemPath, Kind, Metadata, Open as _, Result, Skip, Stamp, StreamReader,
 };
 
+use super::blocks::StoredBlocks;
 use super::recipe;
 use super::source::PointSource;
 use super::stream::StoredContent;
@@ -31,13 +32,16 @@ pub struct Entry {
     pub stamp: Stamp,
     pub has_body: bool,
     pub changed_while_read: bool,
+    /// Whether the content is a device's, with random access.
+    pub blocks: bool,
     pub(crate) recipe: Recipe,
 }
 
 impl Entry {
     pub(crate) fn from_stored(path: ItemPath, stored: StoredItem) -> Self {
-        let StoredItem { metadata, stamp, changed_while_read, recipe, .. } = stored;
-        Self { path, metadata, stamp, has_body: recipe != Recipe::None, changed_while_read, recipe }
+        let StoredItem { metadata, stamp, changed_while_read, blocks, recipe } = stored;
+        let has_body = recipe != Recipe::None;
+        Self { path, metadata, stamp, has_body, changed_while_read, blocks, recipe }
     }
 
     /// Bytes of content that a restore writes.
@@ -48,6 +52,7 @@ impl Entry {
     pub(crate) fn into_item(self, fetch: &Arc<Fetch>) -> Item {
         let body = match self.recipe {
             Recipe::None => Body::None,
+            recipe if self.blocks => Body::Blocks(Box::new(StoredBlocks::new(Arc::clone(fetch), recipe))),
             recipe => Body::Stream(Box::new(StoredContent { fetch: Arc::clone(fetch), recipe })),
         };
         Item { path: self.path, metadata: self.metadata, stamp: self.stamp, body }
@@ -168,6 +173,15 @@ impl PointReader {
             return Err(Error::new(Code::Usage, format!("{} has no content", entry.path)));
         }
         StoredContent { fetch: Arc::clone(&self.fetch), recipe: entry.recipe.clone() }.open()
+    }
+
+    /// The content of an item of this point, with random access. Reads are checked, cached a little, and may come from
+    /// several threads.
+    pub fn blocks(&self, entry: &Entry) -> Result<Box<dyn Blocks>> {
+        if !entry.has_body {
+            return Err(Error::new(Code::Usage, format!("{} has no content", entry.path)));
+        }
+        Ok(Box::new(StoredBlocks::new(Arc::clone(&self.fetch), entry.recipe.clone())))
     }
 
     /// The items of the selection in order, with the directories above them; everything when it is empty.

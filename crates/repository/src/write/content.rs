@@ -1,8 +1,6 @@
 //! Cuts content into chunks and chunks into runs.
 
-use std::ops::Range;
-
-use mainstay_core::{Blocks, Error, ExtentKind, Piece, Result, StreamEnd, StreamReader};
+use mainstay_core::{Error, Piece, Result, StreamEnd, StreamReader};
 
 use super::groups::Spot;
 use super::ingest::{Ingest, MetaSink};
@@ -13,8 +11,6 @@ use crate::format::run::{Run, RunDigest};
 
 /// How much is read at once.
 pub(crate) const READ_BYTES: usize = 2 << 20;
-/// Chunks of a body of blocks: small enough that a changed page costs little.
-const BLOCK_BYTES: u64 = 16 << 10;
 
 /// Collects runs; many of them move into pages of their own, so that memory does not grow with the content.
 pub(crate) struct RecipeBuilder {
@@ -92,8 +88,14 @@ impl RecipeBuilder {
         }
     }
 
-    /// A finished run, as it is.
-    pub(crate) fn push(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
+    /// A run of the parent, as it is.
+    pub(crate) fn take_over(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
+        self.end_run(ingest)?;
+        self.push(run, ingest)
+    }
+
+    /// A finished run.
+    fn push(&mut self, run: Run, ingest: &mut Ingest) -> Result<()> {
         self.bytes += run.length();
         self.runs.push(run);
         if self.runs.len() <= INLINE_RUNS_MAX {
@@ -139,13 +141,22 @@ impl RecipeBuilder {
 
 /// Reads whole bodies through one buffer.
 pub(crate) struct ContentReader {
-    cutter: Cutter,
-    profile: Profile,
-    buffer: Vec<u8>,
+    pub(super) cutter: Cutter,
+    pub(super) profile: Profile,
+    pub(super) buffer: Vec<u8>,
 }
 
-/// Told how many bytes of a body are cut, as often as a buffer is full.
-pub(crate) type Watch<'a> = &'a mut dyn FnMut(u64, &mut Ingest) -> Result<()>;
+/// How far a body is, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Moved {
+    /// Of its length.
+    pub(crate) done: u64,
+    /// Read from the source.
+    pub(crate) read: u64,
+}
+
+/// Told how far a body is, as often as a buffer is full.
+pub(crate) type Watch<'a> = &'a mut dyn FnMut(Moved, &mut Ingest) -> Result<()>;
 
 /// What became of a body.
 pub(crate) enum Outcome {
@@ -156,8 +167,11 @@ pub(crate) enum Outcome {
 
 pub(crate) struct Content {
     pub(crate) recipe: Recipe,
-    pub(crate) bytes: u64,
+    /// Bytes read from the source; the rest was taken over from the parent.
+    pub(crate) read: u64,
     pub(crate) end: StreamEnd,
+    /// Where the source was found to be wrong about what is unchanged.
+    pub(crate) lied: Option<u64>,
 }
 
 impl ContentReader {
@@ -184,14 +198,14 @@ impl ContentReader {
                     held += length.min(space.len());
                     if held + self.profile.max > self.buffer.len() {
                         held = self.cut(held, false, &mut recipe, ingest)?;
-                        watch(recipe.bytes(), ingest)?;
+                        watch(Moved { done: recipe.bytes(), read: recipe.bytes() }, ingest)?;
                     }
                 }
                 Piece::Hole(length) => {
                     self.cut(held, true, &mut recipe, ingest)?;
                     held = 0;
                     recipe.zeros(Run::Hole(length), ingest)?;
-                    watch(recipe.bytes(), ingest)?;
+                    watch(Moved { done: recipe.bytes(), read: recipe.bytes() }, ingest)?;
                 }
                 Piece::End => break,
             }
@@ -201,8 +215,8 @@ impl ContentReader {
             Ok(end) => end,
             Err(error) => return Ok(Outcome::Unreadable(error)),
         };
-        let bytes = recipe.bytes();
-        Ok(Outcome::Read(Content { recipe: recipe.finish(ingest)?, bytes, end }))
+        let read = recipe.bytes();
+        Ok(Outcome::Read(Content { recipe: recipe.finish(ingest)?, read, end, lied: None }))
     }
 
     /// Cuts the first `held` bytes of the buffer; unless they are the `last`, keeps what may not be cut yet.
@@ -224,65 +238,9 @@ impl ContentReader {
         self.buffer.copy_within(start..held, 0);
         Ok(held - start)
     }
-
-    pub(crate) fn blocks(
-        &mut self,
-        blocks: &dyn Blocks,
-        ingest: &mut Ingest,
-        watch: Watch<'_>,
-    ) -> Result<Outcome> {
-        let mut recipe = RecipeBuilder::new();
-        let extents = match blocks.extents(0..blocks.size()) {
-            Ok(extents) => extents,
-            Err(error) => return Ok(Outcome::Unreadable(error)),
-        };
-        for extent in extents {
-            let length = extent.range.end - extent.range.start;
-            match extent.kind {
-                ExtentKind::Hole => recipe.zeros(Run::Hole(length), ingest)?,
-                ExtentKind::Zero => recipe.zeros(Run::Zeros(length), ingest)?,
-                ExtentKind::Data => {
-                    if let Some(error) = self.extent(blocks, extent.range, &mut recipe, ingest)? {
-                        return Ok(Outcome::Unreadable(error));
-                    }
-                }
-            }
-            watch(recipe.bytes(), ingest)?;
-        }
-        let bytes = recipe.bytes();
-        Ok(Outcome::Read(Content { recipe: recipe.finish(ingest)?, bytes, end: StreamEnd::Steady }))
-    }
-
-    /// Chunks of a fixed size, on multiples of it, so that an increment finds them again. Returns the error of a
-    /// source that could not read.
-    fn extent(
-        &mut self,
-        blocks: &dyn Blocks,
-        range: Range<u64>,
-        recipe: &mut RecipeBuilder,
-        ingest: &mut Ingest,
-    ) -> Result<Option<Error>> {
-        let mut offset = range.start;
-        while offset < range.end {
-            let length = (READ_BYTES as u64 - offset % BLOCK_BYTES).min(range.end - offset);
-            let Some(buffer) = self.buffer.get_mut(..length as usize) else { break };
-            if let Err(error) = blocks.read_at(offset, buffer) {
-                return Ok(Some(error));
-            }
-            let mut rest = &*buffer;
-            while !rest.is_empty() {
-                let step = (BLOCK_BYTES - offset % BLOCK_BYTES).min(rest.len() as u64);
-                let (chunk, after) = rest.split_at(step as usize);
-                put(chunk, recipe, ingest)?;
-                rest = after;
-                offset += step;
-            }
-        }
-        Ok(None)
-    }
 }
 
-fn put(chunk: &[u8], recipe: &mut RecipeBuilder, ingest: &mut Ingest) -> Result<()> {
+pub(crate) fn put(chunk: &[u8], recipe: &mut RecipeBuilder, ingest: &mut Ingest) -> Result<()> {
     if is_zero(chunk) {
         return recipe.zeros(Run::Zeros(chunk.len() as u64), ingest);
     }

@@ -91,6 +91,12 @@ impl Groups {
         open.map(|filling| &*filling.directory).or_else(|| self.directories.get(group).map(|found| &**found))
     }
 
+    /// The same, to keep.
+    pub(crate) fn shared_directory(&self, group: &GroupId) -> Option<Arc<Directory>> {
+        let open = self.filling.values().find(|filling| filling.header.id == *group);
+        open.map(|filling| &filling.directory).or_else(|| self.directories.get(group)).cloned()
+    }
+
     /// Adds a chunk to the open segment of its class.
     pub(crate) fn append(&mut self, class: Class, id: ChunkId, bytes: &[u8]) -> Result<Spot> {
         let normal = if class == Class::Data { SEGMENT_BYTES } else { META_SEGMENT_BYTES };

@@ -4,6 +4,7 @@
 //! recipes and pages are known before anything is compressed. A pool compresses and seals full segments, and one
 //! more thread stores finished packs. Everything in flight is bounded.
 
+mod blocks;
 mod commit;
 mod content;
 mod groups;

@@ -8,8 +8,9 @@ use mainstay_core::{
     Progress, Receipt, Result, Skip, SkipReason, Stamp, StreamEnd, Target, Time, WorkloadId, WorkloadRef,
 };
 
+use super::blocks::Before;
 use super::commit::{self, Draft};
-use super::content::{ContentReader, Outcome};
+use super::content::{ContentReader, Moved, Outcome};
 use super::groups::Groups;
 use super::ingest::{Ingest, MetaSink, References};
 use crate::cut::Profile;
@@ -124,10 +125,17 @@ fn unless_damaged<T>(outcome: Result<T>) -> Result<Option<T>> {
 enum Plan {
     Nothing,
     Reuse(Recipe),
-    /// Read it; when the stamp had not changed, what the parent holds.
+    /// Read it.
     Read {
+        /// When the stamp had not changed: what the parent holds.
         expected: Option<Recipe>,
+        /// What the parent holds of a disk, to take over what the source says is unchanged since that point.
+        before: Option<Recipe>,
     },
+}
+
+impl Plan {
+    const READ: Self = Self::Read { expected: None, before: None };
 }
 
 impl PointWriter {
@@ -178,7 +186,7 @@ impl PointWriter {
                 self.counts.unchanged += 1;
                 Some((recipe, false))
             }
-            Plan::Read { expected } => self.read(&path, body, expected)?,
+            Plan::Read { expected, before } => self.read(&path, body, expected, before)?,
         };
         if let Some((recipe, changed)) = stored {
             self.add(&key, metadata, stamp, recipe, blocks, changed)?;
@@ -202,22 +210,23 @@ impl PointWriter {
         if let Some(recipe) = metadata.hard_link.and_then(|link| self.links.get(&link)) {
             return Ok(Plan::Reuse(recipe.clone()));
         }
-        let known = previous.filter(|known| {
-            !stamp.0.is_empty()
-                && known.stamp == *stamp
-                && known.metadata.size == metadata.size
-                && !known.changed_while_read
-        });
-        let Some(known) = known else { return Ok(Plan::Read { expected: None }) };
+        let Some(known) = previous.filter(|known| !known.changed_while_read) else { return Ok(Plan::READ) };
+        if stamp.0.is_empty() || known.stamp != *stamp || known.metadata.size != metadata.size {
+            // "Unchanged" is said of one point, so it counts only when that point was named.
+            let comparable = known.blocks
+                && matches!(body, ItemBody::Blocks(_))
+                && matches!(self.request.parent, Parent::Point(_));
+            return Ok(Plan::Read { expected: None, before: comparable.then_some(known.recipe) });
+        }
         let reread = self.request.reread_one_in > 0
             && self.draw(key).is_multiple_of(u64::from(self.request.reread_one_in));
         if reread {
-            return Ok(Plan::Read { expected: Some(known.recipe) });
+            return Ok(Plan::Read { expected: Some(known.recipe), before: None });
         }
         if unless_damaged(self.reach(&known.recipe))?.unwrap_or(false) {
             Ok(Plan::Reuse(known.recipe))
         } else {
-            Ok(Plan::Read { expected: None })
+            Ok(Plan::READ)
         }
     }
 
@@ -274,9 +283,10 @@ impl PointWriter {
         path: &ItemPath,
         body: ItemBody,
         expected: Option<Recipe>,
+        before: Option<Recipe>,
     ) -> Result<Option<(Recipe, bool)>> {
         let read_before = self.counts.read_bytes;
-        let content = match self.read_content(body)? {
+        let content = match self.read_content(body, before)? {
             Outcome::Read(content) => content,
             Outcome::Unreadable(error) if error.code() == Code::Cancelled => return Err(error),
             Outcome::Unreadable(error) => {
@@ -285,7 +295,12 @@ impl PointWriter {
                 return Ok(None);
             }
         };
-        self.counts.read_bytes = read_before + content.bytes;
+        self.counts.read_bytes = read_before + content.read;
+        if let Some(at) = content.lied {
+            let detail =
+                format!("byte {at} had changed where the source says nothing did: everything was read");
+            self.notice(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
+        }
         let changed = content.end == StreamEnd::Changed;
         if changed {
             let detail = "it changed while it was read".to_owned();
@@ -306,16 +321,22 @@ impl PointWriter {
         Ok(Some((content.recipe, changed)))
     }
 
-    fn read_content(&mut self, body: ItemBody) -> Result<Outcome> {
+    fn read_content(&mut self, body: ItemBody, before: Option<Recipe>) -> Result<Outcome> {
         let Self { content, ingest, request, counts, .. } = self;
-        let before = counts.read_bytes;
-        let mut watch = |bytes, ingest: &mut Ingest| {
+        let before = before.map(|recipe| Before {
+            pages: self.pages.clone(),
+            recipe,
+            compare_one_in: request.reread_one_in,
+            salt: self.started.0.cast_unsigned(),
+        });
+        let read_before = counts.read_bytes;
+        let mut watch = |moved: Moved, ingest: &mut Ingest| {
             // One item may be larger than what should be lost when a run is interrupted.
             commit::register(ingest)?;
-            counts.read_bytes = before + bytes;
+            counts.read_bytes = read_before + moved.read;
             counts.new_bytes = ingest.new_bytes;
             counts.written_bytes = ingest.groups.written_bytes();
-            let done = Counts { bytes: counts.bytes + bytes, ..*counts };
+            let done = Counts { bytes: counts.bytes + moved.done, ..*counts };
             request.progress.event(&Event::Done(done));
             request.progress.check()
         };
@@ -324,7 +345,7 @@ impl PointWriter {
                 Ok(reader) => content.stream(reader, ingest, &mut watch),
                 Err(error) => Ok(Outcome::Unreadable(error)),
             },
-            ItemBody::Blocks(blocks) => content.blocks(blocks.as_ref(), ingest, &mut watch),
+            ItemBody::Blocks(blocks) => content.blocks(blocks.as_ref(), before, ingest, &mut watch),
             ItemBody::None => Err(Error::bug("an item without content is read")),
         }
     }

@@ -5,7 +5,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use mainstay_core::{Body, Code, Error, Item, ItemPath, Kind, Metadata, Open, Piece, SkipReason, StreamEnd};
+use mainstay_core::{
+    BlockStream, Body, Code, Error, Item, ItemPath, Kind, Metadata, Piece, SkipReason, StreamEnd,
+    StreamReader,
+};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RenameFlags, ftruncate, linkat, makedev, mknodat, openat, renameat,
     renameat_with, symlinkat, unlinkat,
@@ -158,7 +161,8 @@ impl Worker {
     ) -> Outcome<u64> {
         let temporary = self.run.temporary_name();
         let made = match item.metadata.kind {
-            Kind::File => self.make_file(parent, fd, &temporary, item),
+            // A disk becomes an image file.
+            Kind::File | Kind::Disk | Kind::Record => self.make_file(parent, fd, &temporary, item),
             _ => self.make_special(fd, &temporary, item).map(|()| 0),
         };
         let placed = made.and_then(|bytes| {
@@ -177,9 +181,15 @@ impl Worker {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR).map_err(unwritable)?;
         let bytes = match &item.body {
-            Body::Stream(open) => self.fill(&file, &**open, &item.path)?,
+            Body::Stream(open) => {
+                let stream = open.open().map_err(|error| Trouble(SkipReason::Unreadable, error))?;
+                self.fill(&file, stream, &item.path)?
+            }
+            Body::Blocks(blocks) => {
+                self.fill(&file, Box::new(BlockStream::new(blocks.as_ref())), &item.path)?
+            }
             Body::None if item.metadata.size == 0 => 0,
-            Body::None | Body::Blocks(_) => {
+            Body::None => {
                 let error = Error::new(Code::Unsupported, "a file without a stream of content");
                 return Err(Trouble(SkipReason::Unsupported, error));
             }
@@ -194,9 +204,13 @@ impl Worker {
     }
 
     /// Writes the content, leaving holes where the source has some. Returns the bytes written, holes not counted.
-    fn fill(&mut self, file: &OwnedFd, open: &dyn Open, path: &ItemPath) -> Outcome<u64> {
+    fn fill(
+        &mut self,
+        file: &OwnedFd,
+        mut stream: Box<dyn StreamReader + '_>,
+        path: &ItemPath,
+    ) -> Outcome<u64> {
         let unreadable = |error| Trouble(SkipReason::Unreadable, error);
-        let mut stream = open.open().map_err(unreadable)?;
         let (mut offset, mut written, mut ends_in_hole) = (0_u64, 0_u64, false);
         loop {
             if self.run.is_stopped() {

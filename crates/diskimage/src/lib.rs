@@ -4,4 +4,15 @@
 //! Everything here was written by somebody else, perhaps by a guest that wants out: what does not parse is an error,
 //! and neither memory nor time grows with a number that was read from an image.
 
+mod bytes;
+mod checksum;
 pub mod compose;
+pub mod container;
+mod file;
+mod mapped;
+mod pages;
+pub mod partition;
+mod unpack;
+pub mod volume;
+
+pub use file::FileBlocks;

@@ -1,0 +1,108 @@
+//! The programs that make images, and the judges of what was read.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use mainstay_core::{Blocks, ExtentKind};
+use mainstay_testkit::Rng;
+use serde_json::Value;
+
+/// Administrators' programs are not on everybody's path.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs a program to its end and returns what it printed.
+#[expect(clippy::disallowed_methods, reason = "the tests' door to the programs that make images")]
+pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", PATH);
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{program}: {error}; see `cargo xtask setup`"));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?} failed: {said}{complained}");
+    said.into_owned()
+}
+
+/// As [`run`], with this on its standard input.
+#[expect(clippy::disallowed_methods, reason = "the tests' door to the programs that make images")]
+pub(crate) fn feed<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>, input: &[u8]) {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", PATH).stdin(Stdio::piped());
+    let mut child =
+        command.spawn().unwrap_or_else(|error| panic!("{program}: {error}; see `cargo xtask setup`"));
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    assert!(child.wait().unwrap().success(), "{command:?} failed");
+}
+
+/// `qemu-img` or another program with its words in one string; no word holds a space.
+pub(crate) fn shell(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    run(words.next().unwrap(), words)
+}
+
+/// What the disk reads as, told by qemu-img.
+pub(crate) fn raw(image: &Path, format: &str) -> Vec<u8> {
+    let raw = image.with_extension("judge");
+    shell(&format!("qemu-img convert -f {format} -O raw {} {}", image.display(), raw.display()));
+    let bytes = std::fs::read(&raw).unwrap();
+    std::fs::remove_file(&raw).unwrap();
+    bytes
+}
+
+/// Reads the disk whole, in odd pieces, and piece by piece at random; all must be what it should be.
+pub(crate) fn assert_reads(blocks: &dyn Blocks, expected: &[u8], random: &mut Rng) {
+    assert_eq!(blocks.size(), expected.len() as u64);
+    let mut whole = vec![0xA5; expected.len()];
+    blocks.read_at(0, &mut whole).unwrap();
+    assert_same(&whole, expected, 0);
+    for _ in 0..200 {
+        let length = 1 + random.below(100_000.min(expected.len()));
+        let offset = random.below(expected.len() - length + 1);
+        let mut part = vec![0xA5; length];
+        blocks.read_at(offset as u64, &mut part).unwrap();
+        assert_same(&part, &expected[offset..offset + length], offset);
+    }
+    assert!(blocks.read_at(blocks.size(), &mut [0]).is_err());
+    assert!(blocks.read_at(u64::MAX, &mut [0]).is_err());
+}
+
+fn assert_same(read: &[u8], expected: &[u8], offset: usize) {
+    if read == expected {
+        return;
+    }
+    if let Some(at) = read.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("byte {} is {:#x} instead of {:#x}", offset + at, read[at], expected[at]);
+    }
+}
+
+/// The extents must cover every range without gaps, promise zeros only where there are zeros, and agree with what
+/// `qemu-img map` says about zeros and about what is not there at all.
+pub(crate) fn assert_extents(blocks: &dyn Blocks, image: &Path, format: &str, expected: &[u8]) {
+    let extents = blocks.extents(0..blocks.size()).unwrap();
+    let mut at = 0;
+    for extent in &extents {
+        assert!(extent.range.start == at && extent.range.end > at, "a gap or nothing at {at}: {extent:?}");
+        at = extent.range.end;
+        let range = usize::try_from(extent.range.start).unwrap()..usize::try_from(at).unwrap();
+        assert!(
+            extent.kind == ExtentKind::Data || expected[range].iter().all(|byte| *byte == 0),
+            "{extent:?}"
+        );
+    }
+    assert_eq!(at, blocks.size());
+    let map = shell(&format!("qemu-img map -f {format} --output=json {}", image.display()));
+    for told in serde_json::from_str::<Value>(&map).unwrap().as_array().unwrap() {
+        let start = told["start"].as_u64().unwrap();
+        let range = start..(start + told["length"].as_u64().unwrap()).min(blocks.size());
+        for extent in blocks.extents(range).unwrap() {
+            if told["zero"] == true {
+                assert_ne!(extent.kind, ExtentKind::Data, "{extent:?} in {told}");
+            }
+            if told["present"] == false {
+                assert_eq!(extent.kind, ExtentKind::Hole, "{extent:?} in {told}");
+            }
+        }
+    }
+}

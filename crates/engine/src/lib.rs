@@ -10,6 +10,7 @@ pub mod retention;
 pub mod status;
 pub mod undo;
 pub mod verify;
+pub mod view;
 pub mod workload;
 
 #[cfg(test)]

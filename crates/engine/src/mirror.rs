@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, ItemPath, Result};
-use mainstay_repository::{PointInfo, PointReader};
+use mainstay_repository::PointInfo;
 use mainstay_workloads::files::{KIND, LeftOut, RestoreMode, RestoreRules, mount_points};
 
 use crate::restore::View;
+use crate::view::PointView;
 
 /// What the point tells of its roots and of what it left out.
 pub(crate) fn left_out(point: &PointInfo) -> Option<LeftOut> {
@@ -19,7 +20,7 @@ pub(crate) fn left_out(point: &PointInfo) -> Option<LeftOut> {
 ///
 /// Errors: [`Code::Refused`] when it is not known what the point never captured.
 pub(crate) fn rules(
-    reader: &PointReader,
+    reader: &dyn PointView,
     view: &View,
     target: &Path,
     mirrored: &[ItemPath],

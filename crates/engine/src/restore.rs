@@ -10,13 +10,14 @@ use mainstay_core::{
     Captured, Clock, Code, Counts, Error, Event, ItemPath, Kind, Metadata, Next, Phase, PointId, Progress,
     Receipt, Result, Skip, SkipReason, Source,
 };
-use mainstay_repository::{PointInfo, PointReader, PointSource, Repository};
+use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::files::{
     self, Action, Change, Changes, FilesPlan, FilesTarget, LeftOut, OwnerRule, Place, RestoreMode,
     RestoreRules, Restored,
 };
 
 use crate::copy::copy;
+use crate::view::{PointView, not_found};
 use crate::{mirror, undo};
 
 /// Where items go.
@@ -102,7 +103,7 @@ impl RestorePlan {
 /// Errors: [`Code::NotFound`] for a selected path that the point does not have, [`Code::AlreadyExists`] when
 /// [`RestoreMode::New`] finds something in the directory, [`Code::Refused`] for a mirror of a point that does not
 /// tell what it left out.
-pub fn plan_restore(reader: &PointReader, request: &RestoreRequest) -> Result<RestorePlan> {
+pub fn plan_restore(reader: &dyn PointView, request: &RestoreRequest) -> Result<RestorePlan> {
     let RestoreRequest { selection, placing, mode, owners, keep } = request;
     let left_out = mirror::left_out(reader.info());
     let (mut selection, links) = selected(reader, selection, left_out.as_ref())?;
@@ -148,7 +149,7 @@ pub fn plan_restore(reader: &PointReader, request: &RestoreRequest) -> Result<Re
 
 impl RestorePlan {
     /// Fills in the changes.
-    pub(crate) fn compare(mut self, reader: &PointReader) -> Result<Self> {
+    pub(crate) fn compare(mut self, reader: &dyn PointView) -> Result<Self> {
         let mut place = Place::open(&self.root, self.owners)?;
         let mut source = Placed::new(reader, &self)?;
         let items = std::iter::from_fn(|| source.next_metadata().transpose());
@@ -185,7 +186,7 @@ impl RestorePlan {
 /// every item.
 pub fn restore(
     repository: &Repository,
-    reader: &PointReader,
+    reader: &dyn PointView,
     plan: &RestorePlan,
     host: Option<&str>,
     clock: &Arc<dyn Clock>,
@@ -236,19 +237,16 @@ fn remove(plan: &RestorePlan, progress: &dyn Progress) -> Result<Vec<Skip>> {
     Ok(failed)
 }
 
-fn check_selected(reader: &PointReader, path: &ItemPath) -> Result<()> {
+fn check_selected(reader: &dyn PointView, path: &ItemPath) -> Result<()> {
     if path.is_root() || reader.lookup(path)?.is_some() {
         return Ok(());
     }
-    let point = reader.info();
-    let what = format!("/{path} is not in point {} of {}", point.id, point.workload.name);
-    let name = String::from_utf8_lossy(path.name()).into_owned();
-    Err(Error::new(Code::NotFound, what).hint(format!("look for it in all points: mainstay find {name:?}")))
+    Err(not_found(reader, path))
 }
 
 /// What [`Placing::Stripped`] takes off, the selected directory or the directory of the selected file; and whether
 /// the target is a place of its own then, which it is unless it stands for the selected directory.
-fn front(reader: &PointReader, selection: &[ItemPath]) -> Result<(ItemPath, bool)> {
+fn front(reader: &dyn PointView, selection: &[ItemPath]) -> Result<(ItemPath, bool)> {
     let [path] = selection else {
         let what = "the contents of one path can be placed directly in a directory, not of several";
         return Err(Error::new(Code::Usage, what).hint("name exactly one PATH with --strip"));
@@ -261,7 +259,7 @@ fn front(reader: &PointReader, selection: &[ItemPath]) -> Result<(ItemPath, bool
 /// The paths to restore, and the links that led to them: what the point was asked to protect when nothing is
 /// selected, the whole point when it does not tell. A root may be selected by the name it was protected under.
 fn selected(
-    reader: &PointReader,
+    reader: &dyn PointView,
     selection: &[ItemPath],
     left_out: Option<&LeftOut>,
 ) -> Result<(Vec<ItemPath>, BTreeSet<ItemPath>)> {
@@ -327,7 +325,7 @@ impl View {
 /// The selected items of a point under the paths they get. Directories on the way to them are left alone where they
 /// exist.
 struct Placed {
-    inner: PointSource,
+    inner: Box<dyn Source>,
     view: View,
     root: PathBuf,
     /// The directories on the way, with what has been found out about them.
@@ -337,7 +335,7 @@ struct Placed {
 }
 
 impl Placed {
-    fn new(reader: &PointReader, plan: &RestorePlan) -> Result<Self> {
+    fn new(reader: &dyn PointView, plan: &RestorePlan) -> Result<Self> {
         // A point that holds nothing of the selection itself (an undo that only removes) yields nothing.
         let inner = reader.source(plan.view.selection.iter().cloned().collect())?;
         let mut on_the_way = BTreeSet::new();

@@ -2,7 +2,8 @@
 //! meaning. The schema is `docs/json/mainstay.schema.json`.
 
 use mainstay_core::{Code, Counts, Error, ItemPath, Kind, Skip, Time};
-use mainstay_repository::{Entry, PointInfo};
+use mainstay_engine::view::Seen;
+use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -460,8 +461,8 @@ impl From<&mainstay_repository::Hold> for Hold {
     }
 }
 
-impl From<&Entry> for Item {
-    fn from(entry: &Entry) -> Self {
+impl From<&Seen> for Item {
+    fn from(entry: &Seen) -> Self {
         let metadata = &entry.metadata;
         let text =
             |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());

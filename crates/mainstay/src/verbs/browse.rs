@@ -3,7 +3,8 @@
 use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result};
 use mainstay_engine::address::of_workload;
 use mainstay_engine::find::{Pattern, find as find_in};
-use mainstay_repository::{Entry, PointInfo, PointReader};
+use mainstay_engine::view::{PointView, Seen, not_found};
+use mainstay_repository::PointInfo;
 
 use super::{Done, item_path};
 use crate::args::{Cat, Find, Ls};
@@ -16,14 +17,15 @@ const PIECE: usize = 256 << 10;
 pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     let path = arguments.path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
     let (_repository, reader) = session.open_point(&arguments.point)?;
-    let is_directory = path.is_root() || entry(&reader, &path)?.metadata.kind == Kind::Directory;
+    let view: &dyn PointView = &reader;
+    let is_directory = path.is_root() || entry(view, &path)?.metadata.kind == Kind::Directory;
     if is_directory && !arguments.recursive {
-        let entries = reader.list(&path)?;
+        let entries = view.list(&path)?;
         let rows: Vec<Line> = entries.iter().map(|entry| Line::Item(lines::Item::from(entry))).collect();
         session.report.table(&rows);
         return Ok(None);
     }
-    for entry in reader.walk(&path)? {
+    for entry in view.walk(&path)? {
         session.report.line(&Line::Item(lines::Item::from(&entry?)));
         session.check_cancelled()?;
         if session.report.closed() {
@@ -33,21 +35,18 @@ pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     Ok(None)
 }
 
-fn entry(reader: &PointReader, path: &ItemPath) -> Result<Entry> {
-    reader.lookup(path)?.ok_or_else(|| {
-        let name = String::from_utf8_lossy(path.name()).into_owned();
-        Error::new(Code::NotFound, format!("{} is not in point {}", shown(path), reader.info().id))
-            .hint(format!("look for it in all points: mainstay find {name:?}"))
-    })
+fn entry(view: &dyn PointView, path: &ItemPath) -> Result<Seen> {
+    view.lookup(path)?.ok_or_else(|| not_found(view, path))
 }
 
 pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
     let (_repository, reader) = session.open_point(&arguments.point)?;
+    let view: &dyn PointView = &reader;
     for path in &arguments.paths {
         let path = item_path(path)?;
-        let entry = entry(&reader, &path)?;
+        let entry = entry(view, &path)?;
         if entry.has_body {
-            write(session, &reader, &entry)?;
+            write(session, view, &path)?;
         } else if entry.metadata.kind != Kind::File {
             return Err(Error::new(Code::Usage, format!("{} has no content", shown(&path))).hint(format!(
                 "list it: mainstay ls {} {}",
@@ -59,13 +58,13 @@ pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
     Ok(None)
 }
 
-fn write(session: &Session, reader: &PointReader, entry: &Entry) -> Result<()> {
-    let mut stream = reader.stream(entry)?;
+fn write(session: &Session, view: &dyn PointView, path: &ItemPath) -> Result<()> {
+    let mut stream = view.open(path)?;
     let mut buffer = vec![0; PIECE];
     let zeros = vec![0; PIECE];
     let emit = |bytes: &[u8]| {
         if session.report.json() {
-            let (path, base64) = (lines::Path::of(&entry.path), lines::base64(bytes));
+            let (path, base64) = (lines::Path::of(path), lines::base64(bytes));
             session.report.line(&Line::Content(Content { path, base64 }));
         } else {
             session.report.raw(bytes);
@@ -105,7 +104,7 @@ pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
     let searched = find_in(&repository, &points, &pattern, progress.as_ref(), &mut |found| {
         states += 1;
         report.line(&Line::Found(Found {
-            item: lines::Item::from(&found.entry),
+            item: lines::Item::from(&Seen::from(found.entry.clone())),
             workload: found.newest.workload.name.clone(),
             newest: found.newest.id.to_string(),
             newest_moment: stamp(found.newest.moment),

@@ -18,7 +18,8 @@ sudo otherwise. When everything is there it says so and does nothing. On another
 
 QEMU and libvirt must fit each other and what is installed already: where qemu-utils comes from Debian's backports,
 so must the emulator. The backports suite is added only then, from the mirror that apt uses anyway, and at a priority
-that upgrades nothing else. The tests start a libvirt of their own and leave that of the machine alone.
+that upgrades nothing else. The tests start a libvirt of their own and leave that of the machine alone. The packages of
+the small guest that they boot go to cargo's target directory and are not installed.
 
   --bench   also what `cargo xtask bench` needs: the tools Mainstay is compared with",
     switches: &["--bench"],
@@ -32,7 +33,6 @@ type Package = (&'static str, &'static str);
 const TESTS: &[Package] = &[
     ("attr", "setfattr, for image files whose attributes are compared"),
     ("btrfs-progs", "mkfs.btrfs and btrfs, to take snapshots of a file system of the tests' own"),
-    ("busybox-static", "the shell inside the small guest"),
     ("cpio", "packs the first file system of the small guest"),
     ("diffutils", "diff, the demo's judge of what was restored"),
     ("dosfstools", "mkfs.fat, for images that are read without mounting"),
@@ -71,23 +71,40 @@ pub(crate) fn run(bench: bool) -> Result<()> {
         return Ok(());
     }
     let (plain, guests) = (missing(&plain)?, missing(GUESTS)?);
+    let apt = Apt::new()?;
     if plain.is_empty() && guests.is_empty() {
         say::line("setup: every Debian package that is needed is installed.");
+    } else {
+        say::step("setup: these Debian packages are missing and will be installed");
+        let all = [plain.as_slice(), &guests].concat();
+        list(&all);
+        let Some(apt) = &apt else {
+            say::line(&format!(
+                "Neither root nor sudo is here to install them. The tests that need one of them will fail and name it.\n\
+                 Ask for: apt-get install {}",
+                names(&all).join(" ")
+            ));
+            return Ok(());
+        };
+        apt.install(&names(&plain)).context("the packages cannot be installed; is the network there?")?;
+        backports::install_fitting(apt, &names(&guests))?;
+    }
+    fetch_guest(apt.as_ref())
+}
+
+/// Brings what the tests build their small guest from, without installing it.
+fn fetch_guest(apt: Option<&Apt>) -> Result<()> {
+    let packages = shell::target_directory()?.join("guest/packages");
+    let packages = packages.to_string_lossy();
+    let fetch = || shell::command("sh", ["crates/testkit/guest/fetch.sh", &packages]);
+    if shell::succeeds(&mut fetch()) {
         return Ok(());
     }
-    say::step("setup: these Debian packages are missing and will be installed");
-    let all = [plain.as_slice(), &guests].concat();
-    list(&all);
-    let Some(apt) = Apt::new()? else {
-        say::line(&format!(
-            "Neither root nor sudo is here to install them. The tests that need one of them will fail and name it.\n\
-             Ask for: apt-get install {}",
-            names(&all).join(" ")
-        ));
-        return Ok(());
-    };
-    apt.install(&names(&plain)).context("the packages cannot be installed; is the network there?")?;
-    backports::install_fitting(&apt, &names(&guests))
+    if let Some(apt) = apt {
+        say::line("The small guest's packages cannot be fetched by the package lists that are here.");
+        apt.update(&[])?;
+    }
+    shell::run(&mut fetch()).context("no packages for the tests' guest; is the network there?")
 }
 
 fn names(packages: &[Package]) -> Vec<&'static str> {

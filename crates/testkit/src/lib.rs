@@ -1,5 +1,7 @@
-//! For tests only: conformance suites, stores that fail on purpose, a scripted clock, random items.
+//! For tests only: conformance suites, stores that fail on purpose, a scripted clock, random items, a laboratory with
+//! real guests.
 
+pub mod lab;
 pub mod suite;
 pub mod tree;
 

@@ -1,0 +1,80 @@
+#!/bin/sh
+# build.sh PACKAGES OUT: makes a small Linux guest out of Debian packages, on files alone: no root, no mount, no loop
+# device, and nothing is run that was fetched, but for the dynamic loader.
+#
+#   OUT/vmlinuz, OUT/initrd.img   started directly by the emulator: root=/dev/vda1 rw
+#   OUT/disk.qcow2                GPT; partition 1 is ext4 with busybox, the real guest agent and the writer
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+packages=$(cd "$1" && pwd)
+out=$(cd "$2" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# sgdisk, mke2fs, depmod and modprobe; an ordinary user's path lacks them.
+PATH=$PATH:/usr/sbin:/sbin
+
+unpack() { dpkg-deb -x "$1" "$2"; }
+
+mkdir "$work/kernel" "$work/debian"
+for package in "$packages"/*.deb; do
+  case ${package##*/} in
+    linux-image-*) unpack "$package" "$work/kernel" ;;
+    *) unpack "$package" "$work/debian" ;;
+  esac
+done
+version=$(basename "$work"/kernel/lib/modules/*)
+cp "$work/kernel/boot/vmlinuz-$version" "$out/vmlinuz"
+depmod -b "$work/kernel" "$version"
+
+# The files of a driver and of all it needs, in loading order; nothing when this kernel has it built in or not at all.
+driver() {
+  modprobe -d "$work/kernel" -S "$version" --ignore-install --show-depends "$1" 2> /dev/null |
+    awk '$1 == "insmod" { print $2 }'
+}
+
+# --- the first file system: busybox and what it takes to find the disk and talk to the agent's port
+first=$work/first
+mkdir -p "$first/bin" "$first/dev" "$first/proc" "$first/sys" "$first/root" "$first/drivers"
+cp "$work/debian/bin/busybox" "$first/bin/busybox"
+install -m 755 "$here/first-init" "$first/init"
+for name in virtio_pci virtio_blk virtio_scsi sd_mod ahci nvme virtio_console crc32c_generic ext4; do
+  driver "$name"
+done | awk '!seen[$0]++' | while read -r file; do
+  cp "$file" "$first/drivers/"
+  echo "${file##*/}" >> "$first/drivers/order"
+done
+(cd "$first" && find . | cpio -o -H newc -R 0:0 --quiet | gzip -1) > "$out/initrd.img"
+
+# --- the disk
+root=$work/root
+mkdir -p "$root/bin" "$root/sbin" "$root/etc/qemu" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" \
+  "$root/var/log" "$root/root" "$root/data" "$root/mnt" "$root/usr/sbin" "$root/usr/bin"
+cp "$work/debian/bin/busybox" "$root/bin/busybox"
+for name in init writer shutdown; do install -m 755 "$here/$name" "$root/sbin/$name"; done
+install -m 755 "$here/freeze-hook" "$root/etc/qemu/fsfreeze-hook"
+echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd"
+echo 'root:x:0:' > "$root/etc/group"
+echo guest > "$root/etc/hostname"
+# Drivers for file systems and devices that only some tests use; mount and modprobe find them.
+for name in xfs btrfs vfat nls_ascii nbd virtio_net; do driver "$name"; done | sort -u | while read -r file; do
+  at=$root${file#"$work/kernel"}
+  mkdir -p "$(dirname "$at")"
+  cp "$file" "$at"
+done
+depmod -b "$root" "$version" 2> /dev/null
+# The agent with the libraries it loads, as their own loader finds them.
+cp "$work/debian/usr/sbin/qemu-ga" "$root/usr/sbin/"
+loader=$(find "$work/debian/lib" "$work/debian/usr/lib" -name 'ld-linux-x86-64.so.2' | head -n 1)
+at=lib/x86_64-linux-gnu
+mkdir -p "$root/$at" "$root/lib64"
+cp -L "$loader" "$root/lib64/"
+"$loader" --library-path "$work/debian/$at:$work/debian/usr/$at" --list "$root/usr/sbin/qemu-ga" |
+  awk '$3 ~ /^\// { print $3 }' | while read -r file; do cp -L "$file" "$root/$at/"; done
+
+disk=$work/disk.raw
+truncate -s 256M "$disk"
+sgdisk --clear --new=1:2048:0 --typecode=1:8300 --change-name=1:root "$disk" > /dev/null
+sectors=$(sgdisk --info=1 "$disk" | awk '/^Partition size:/ { print $3 }')
+mke2fs -q -t ext4 -L root -E offset=$((2048 * 512)),root_owner=0:0,nodiscard,lazy_itable_init=0 -d "$root" "$disk" \
+  "$((sectors / 2))k"
+qemu-img convert -O qcow2 "$disk" "$out/disk.qcow2"

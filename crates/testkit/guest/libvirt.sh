@@ -1,0 +1,31 @@
+#!/bin/sh
+# libvirt.sh DIR: runs libvirtd and virtlogd with everything they keep below DIR, in namespaces of their own, so that
+# the machine's libvirt notices nothing. To be started by unshare as the first process; whatever it starts ends with it.
+set -eu
+at=$1
+mount --make-rprivate /
+for place in /run /etc /var/lib /var/cache /var/log; do
+  mkdir -p "$place/libvirt" "$at$place"
+  mount --bind "$at$place" "$place/libvirt"
+done
+cat > "$at/etc/libvirtd.conf" << END
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_rw_perms = "0700"
+log_outputs = "3:file:$at/libvirtd.log"
+END
+# Guests run as whoever runs the test, on files as they are.
+cat > "$at/etc/qemu.conf" << END
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+namespaces = []
+cgroup_controllers = []
+security_driver = "none"
+END
+PATH=$PATH:/usr/sbin:/sbin
+virtlogd --pid-file "$at/virtlogd.pid" &
+libvirtd --pid-file "$at/libvirtd.pid" --config "$at/etc/libvirtd.conf" &
+# As the first process it must also bury the emulators that libvirt sends into the background.
+wait

@@ -1,0 +1,57 @@
+//! The laboratory for machines: small real guests under an emulator, a storage daemon that plays a guest in
+//! milliseconds, and a libvirt of the test's own. Everything a value here starts ends with it.
+//!
+//! Needs what `cargo xtask setup` brings; without it every error names that command.
+
+mod disk;
+mod guest;
+mod image;
+mod inside;
+mod libvirt;
+mod monitor;
+mod nbd;
+mod process;
+mod storage;
+mod writer;
+
+pub use disk::{Fsck, blank, compare, fsck, to_raw, tree};
+pub use guest::{Bus, Guest, GuestPlan};
+pub use image::GuestImage;
+pub use inside::{Inside, Ran};
+pub use libvirt::{Domain, DomainPlan, Libvirt};
+pub use monitor::Monitor;
+pub use nbd::NbdGuest;
+pub use storage::StorageDaemon;
+pub use writer::check_rounds;
+
+use std::time::Duration;
+
+use mainstay_core::{Code, Error, Result};
+
+/// What every error says that may come from a machine nobody has prepared.
+const SETUP: &str = "`cargo xtask setup` brings what guests need";
+
+/// Long enough for a guest that boots while two busy processors emulate three others; a guard, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Asks again every 20 ms until there is an answer, for at least `limit`.
+fn patiently<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    for _ in 0..=limit.as_millis() / PAUSE.as_millis() {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Err(Error::new(Code::Io, format!("{what}: nothing within {} seconds", limit.as_secs())))
+}
+
+/// An error of the operating system, in one line.
+fn io(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::io(what.to_string(), error)
+}
+
+fn directory(kind: &str) -> Result<tempfile::TempDir> {
+    // Short, because the paths of Unix sockets are: 107 bytes.
+    tempfile::Builder::new().prefix(&format!("ms-{kind}-")).tempdir().map_err(io("cannot make a directory"))
+}

@@ -9,6 +9,7 @@ mod checksum;
 pub mod compose;
 pub mod container;
 mod file;
+pub mod fs;
 mod mapped;
 mod pages;
 pub mod partition;

@@ -144,13 +144,19 @@ impl Volume {
         Ok((Some(Raw { offset, inode, kind, name }), length))
     }
 
-    /// Verifies the checksum of a block of names. The nodes of hash trees have another; they hold no names.
+    /// Verifies the checksum of a block of names, which looks like an entry at its end. The nodes of hash trees have
+    /// none that a walk along the entries would reach; they hold no names.
     fn check_block(&self, directory: &Inode, block: &[u8]) -> Result<()> {
         const TAIL: [u8; 8] = [0, 0, 0, 0, 12, 0, 0, 0xde];
         let (Some(seed), Some(tail)) = (directory.checksum_seed, block.len().checked_sub(12)) else {
             return Ok(());
         };
-        if block.part(tail, 8)? == TAIL && crc32c(seed, block.part(0, tail)?) != block.le32(tail + 8)? {
+        let mut offset = 0;
+        while offset < tail {
+            offset += self.entry(block, offset)?.1;
+        }
+        let is_tail = offset == tail && block.part(tail, 8)? == TAIL;
+        if is_tail && crc32c(seed, block.part(0, tail)?) != block.le32(tail + 8)? {
             return Err(Error::integrity("the checksum of a block is wrong"));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::ops::Range;
 use mainstay_core::{Kind, Result};
 
 use super::superblock::ro_compat;
-use super::{Group, Inode, ROOT_INODE, Superblock, Visitor, Volume, node};
+use super::{Group, Inode, Visitor, Volume, node};
 
 /// Flags of groups whose bitmaps were never written.
 const INODES_NEW: u16 = 0x1;
@@ -141,8 +141,7 @@ impl Volume {
 
     fn visit_file(&self, number: u32, raw: &[u8], visit: &mut Visitor<'_>) -> Result<()> {
         let Ok(inode) = Inode::parse(&self.superblock, number, raw.to_vec()) else { return Ok(()) };
-        // The inodes before the root's successors are the file system's own: its journal, its spare blocks.
-        let own = number != ROOT_INODE && number < Superblock::FIRST_ORDINARY_INODE;
+        let own = self.superblock.is_own_inode(number) || inode.is_xattr_value();
         if own || inode.links == 0 || inode.kind().ok() != Some(Kind::File) {
             return Ok(());
         }

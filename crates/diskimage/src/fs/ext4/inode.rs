@@ -9,6 +9,7 @@ mod flags {
     pub(super) const COMPRESSED: u32 = 0x4;
     pub(super) const ENCRYPTED: u32 = 0x800;
     pub(super) const EXTENTS: u32 = 0x8_0000;
+    pub(super) const XATTR_VALUE: u32 = 0x20_0000;
     pub(super) const INLINE_DATA: u32 = 0x1000_0000;
 }
 
@@ -104,6 +105,11 @@ impl Inode {
 
     pub(super) fn has_extents(&self) -> bool {
         self.flags & flags::EXTENTS != 0
+    }
+
+    /// Whether this is no file but the value of somebody's attribute.
+    pub(super) fn is_xattr_value(&self) -> bool {
+        self.flags & flags::XATTR_VALUE != 0
     }
 
     pub(super) fn is_inline(&self) -> bool {

@@ -59,8 +59,8 @@ impl Ext4 {
             Error::new(Code::NotFound, format!("there is no inode {}", node.number)).because(error)
         })?;
         let inode = self.volume.inode(number)?;
-        if inode.links == 0 {
-            return Err(Error::integrity(format!("inode {number} is in use by a name, but deleted")));
+        if inode.links == 0 || inode.is_xattr_value() {
+            return Err(Error::integrity(format!("inode {number} has a name, but is no item")));
         }
         Ok(inode)
     }

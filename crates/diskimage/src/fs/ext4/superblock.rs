@@ -70,15 +70,13 @@ pub(super) struct Superblock {
     /// Set when metadata carries CRC-32C checksums.
     pub(super) checksum_seed: Option<u32>,
     pub(super) journal_inode: u32,
-    pub(super) journal_uuid: [u8; 16],
+    /// Own inodes that have no fixed number; 0 for none.
+    own_inodes: [u32; 2],
     pub(super) uuid: [u8; 16],
     pub(super) label: Vec<u8>,
 }
 
 impl Superblock {
-    /// The inodes before this one are the file system's own, except the root.
-    pub(super) const FIRST_ORDINARY_INODE: u32 = 11;
-
     /// From its 1024 bytes, on a volume of `volume_size` bytes.
     pub(super) fn parse(raw: &[u8], volume_size: u64) -> Result<Self> {
         let damaged = |why: &str| Error::integrity(format!("the ext4 superblock is damaged: {why}"));
@@ -118,7 +116,7 @@ impl Superblock {
             ro_compat,
             checksum_seed: checksums.then_some(seed),
             journal_inode: raw.le32(0xe0)?,
-            journal_uuid: raw.field(0xd0)?,
+            own_inodes: [raw.le32(0x26c)?, raw.le32(0x280)?],
             uuid,
             label: until_nul(raw.part(0x78, 16)?).to_vec(),
         };
@@ -168,12 +166,23 @@ impl Superblock {
         1 << self.block_shift
     }
 
+    /// The block that holds this superblock.
+    fn own_block(&self) -> u64 {
+        1024 >> self.block_shift
+    }
+
     pub(super) fn groups(&self) -> u64 {
         (self.blocks - self.first_block).div_ceil(u64::from(self.blocks_per_group))
     }
 
     pub(super) fn has_journal(&self) -> bool {
         self.compat & compat::HAS_JOURNAL != 0
+    }
+
+    /// Whether an inode belongs to the file system itself: its journal, its quotas, its list of orphans.
+    pub(super) fn is_own_inode(&self, number: u32) -> bool {
+        const FIRST_ORDINARY: u32 = 11;
+        number < FIRST_ORDINARY || self.own_inodes.contains(&number)
     }
 
     pub(super) fn group_start(&self, group: u64) -> u64 {
@@ -191,9 +200,11 @@ impl Superblock {
         let offset = u64::from(group) % per_block * size;
         let block = if self.in_meta_group(index) {
             let first = index * per_block;
-            self.group_start(first) + u64::from(self.has_superblock(first))
+            // With clusters of blocks of 1 KiB, groups are counted from block 0, but the superblock is block 1.
+            let late = self.first_block < self.own_block() && index == 0;
+            self.group_start(first) + u64::from(self.has_superblock(first)) + u64::from(late)
         } else {
-            self.first_block + 1 + index
+            self.own_block() + 1 + index
         };
         Ok((block, offset))
     }

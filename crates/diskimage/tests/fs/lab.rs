@@ -1,0 +1,117 @@
+//! Images of file systems, made and mounted by the system's own tools.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use mainstay_core::{Blocks, Error, Extent, ExtentKind, Result};
+use mainstay_diskimage::compose::{check_read, extent};
+use mainstay_diskimage::fs::{self, FileSystem, Opened};
+use tempfile::TempDir;
+
+/// A raw image, on disk.
+pub(crate) struct RawFile(File);
+
+impl RawFile {
+    pub(crate) fn open(path: &Path) -> Arc<Self> {
+        Arc::new(Self(File::open(path).unwrap()))
+    }
+}
+
+impl Blocks for RawFile {
+    fn size(&self) -> u64 {
+        self.0.metadata().unwrap().len()
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        Ok(vec![extent(range, ExtentKind::Data)])
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_read(self, offset, buffer.len())?;
+        self.0.read_exact_at(buffer, offset).map_err(|error| Error::io("cannot read the image", error))
+    }
+}
+
+/// An image in a directory of its own.
+pub(crate) struct Image {
+    pub(crate) directory: TempDir,
+    pub(crate) path: PathBuf,
+}
+
+impl Image {
+    /// An empty one of `mebibytes`, given to `program` with `arguments`.
+    pub(crate) fn make(program: &str, arguments: &[&str], mebibytes: u64) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("image");
+        File::create(&path).unwrap().set_len(mebibytes << 20).unwrap();
+        let image = Self { directory, path };
+        run(program, arguments, &[&image.path]);
+        image
+    }
+
+    /// Mounted for writing.
+    pub(crate) fn mount(&self, options: &str) -> Mounted {
+        Mounted::new(&self.path, &self.directory.path().join("mounted"), &format!("loop,{options}"))
+    }
+
+    /// Mounted by the kernel, the second reader.
+    pub(crate) fn mount_read_only(&self) -> Mounted {
+        Mounted::new(&self.path, &self.directory.path().join("mounted"), "loop,ro")
+    }
+
+    /// What it holds at this moment, as a power cut would leave it.
+    pub(crate) fn copy(&self) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("image");
+        run("cp", &["--sparse=always"], &[&self.path, &path]);
+        Self { directory, path }
+    }
+
+    pub(crate) fn open(&self) -> Arc<dyn FileSystem> {
+        match fs::open(RawFile::open(&self.path)).unwrap() {
+            Opened::FileSystem(file_system) => file_system,
+            Opened::Other(other) => panic!("this is {}, not a file system", other.name()),
+        }
+    }
+}
+
+/// Unmounted when dropped.
+pub(crate) struct Mounted(pub(crate) PathBuf);
+
+impl Mounted {
+    pub(crate) fn new(what: &Path, at: &Path, options: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        run("mount", &["-o", options], &[what, at]);
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &[], &[&self.0]);
+    }
+}
+
+/// Runs a program of the system, which must succeed.
+#[expect(clippy::disallowed_methods, reason = "these tests make and mount file systems")]
+pub(crate) fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
+    let needed = format!(
+        "{program} is needed, and root with a free loop device to mount what it makes; \
+         `cargo xtask setup` installs the programs"
+    );
+    let done = Command::new(program).args(arguments).args(paths).output().expect(&needed);
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{program} {arguments:?} {paths:?}: {told}\n({needed})");
+}
+
+/// What a program of the system prints.
+#[expect(clippy::disallowed_methods, reason = "these tests ask the tools of file systems")]
+pub(crate) fn output(program: &str, arguments: &[&str], paths: &[&Path]) -> String {
+    let needed = format!("{program} is needed; `cargo xtask setup` installs it");
+    let done = Command::new(program).args(arguments).args(paths).output().expect(&needed);
+    String::from_utf8(done.stdout).unwrap()
+}

@@ -1,0 +1,8 @@
+//! File systems made by their own tools, read here and by the kernel, and compared. Needs root and loop devices.
+
+#![cfg(test)]
+
+mod ext4;
+mod lab;
+mod oracle;
+mod trees;

@@ -8,7 +8,7 @@ use mainstay_core::{Kind, Metadata};
 use mainstay_diskimage::fs::FsKind;
 use mainstay_testkit::tree::hostile_tree;
 
-use crate::lab::{Image, RawFile, run};
+use crate::lab::{Image, run};
 use crate::{oracle, trees};
 
 fn make(arguments: &[&str], mebibytes: u64) -> Image {
@@ -28,7 +28,7 @@ fn compare(image: &Image, inline: bool) {
         let mounted = image.mount_read_only();
         oracle::agrees_with_kernel(&*file_system, &mounted.0)
     };
-    let volume = RawFile::open(&image.path);
+    let volume = image.blocks();
     oracle::extents_hold_content(&*file_system, &*volume, &items, &other_form);
     oracle::walk_agrees(&*file_system, &items);
 }
@@ -179,7 +179,7 @@ fn a_file_system_in_use_is_read_as_its_journal_says() {
 fn a_cut_short_image_is_refused() {
     let image = make(&["-t", "ext4"], 32);
     File::options().write(true).open(&image.path).unwrap().set_len(20 << 20).unwrap();
-    let error = mainstay_diskimage::fs::open(RawFile::open(&image.path)).err().unwrap();
+    let error = mainstay_diskimage::fs::open(image.blocks()).err().unwrap();
     assert_eq!(error.code(), mainstay_core::Code::Integrity);
     assert!(error.next_step().is_some_and(|hint| hint.contains("cut short")), "{error:?}");
 }

@@ -1,40 +1,13 @@
 //! Images of file systems, made and mounted by the system's own tools.
 
 use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use mainstay_core::{Blocks, Error, Extent, ExtentKind, Result};
-use mainstay_diskimage::compose::{check_read, extent};
+use mainstay_diskimage::FileBlocks;
 use mainstay_diskimage::fs::{self, FileSystem, Opened};
 use tempfile::TempDir;
-
-/// A raw image, on disk.
-pub(crate) struct RawFile(File);
-
-impl RawFile {
-    pub(crate) fn open(path: &Path) -> Arc<Self> {
-        Arc::new(Self(File::open(path).unwrap()))
-    }
-}
-
-impl Blocks for RawFile {
-    fn size(&self) -> u64 {
-        self.0.metadata().unwrap().len()
-    }
-
-    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>> {
-        Ok(vec![extent(range, ExtentKind::Data)])
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_read(self, offset, buffer.len())?;
-        self.0.read_exact_at(buffer, offset).map_err(|error| Error::io("cannot read the image", error))
-    }
-}
 
 /// An image in a directory of its own.
 pub(crate) struct Image {
@@ -71,8 +44,12 @@ impl Image {
         Self { directory, path }
     }
 
+    pub(crate) fn blocks(&self) -> Arc<FileBlocks> {
+        Arc::new(FileBlocks::open(&self.path).unwrap())
+    }
+
     pub(crate) fn open(&self) -> Arc<dyn FileSystem> {
-        match fs::open(RawFile::open(&self.path)).unwrap() {
+        match fs::open(self.blocks()).unwrap() {
             Opened::FileSystem(file_system) => file_system,
             Opened::Other(other) => panic!("this is {}, not a file system", other.name()),
         }

@@ -1,5 +1,7 @@
 //! What a long act says while it runs. The surface decides whether that becomes a bar, lines of JSON or nothing.
 
+use std::fmt;
+
 use crate::{Code, Counts, Error, ItemPath, Result, Skip};
 
 /// The part of a run that is under way.
@@ -45,6 +47,12 @@ pub trait Progress: Send + Sync {
     /// The error that ends a cancelled run.
     fn check(&self) -> Result<()> {
         if self.cancelled() { Err(Error::new(Code::Cancelled, "stopped before it was done")) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for dyn Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
     }
 }
 

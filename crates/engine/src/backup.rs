@@ -70,7 +70,8 @@ pub fn backup(
     let (quiesce, thaw) = (request.quiesce.clone(), request.thaw.clone());
     if quiesce.is_some() || thaw.is_some() {
         let workload = workload.name.clone();
-        files.hooks = Some(Hooks { workload, quiesce, thaw, limit: HOOK_LIMIT, go_on: false });
+        let run = Some(Arc::clone(progress));
+        files.hooks = Some(Hooks { workload, quiesce, thaw, limit: HOOK_LIMIT, go_on: false, run });
     }
     let source = FilesSource::new(files, Arc::clone(clock))?;
     let writer = repository.write(WriteRequest {

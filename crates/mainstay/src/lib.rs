@@ -6,6 +6,7 @@ mod places;
 pub mod report;
 mod secrets;
 mod session;
+mod signals;
 pub mod system;
 mod verbs;
 

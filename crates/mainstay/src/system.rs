@@ -1,18 +1,17 @@
 //! The real world behind [`Doors`]. The only module that reads the environment, the clock and the terminal.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::tz::TimeZone;
 use mainstay_core::{Clock, Code, Error, Result, Time};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use zeroize::Zeroizing;
 
-use crate::doors::{Cancel, Doors, Environment, Person, Terminal};
+use crate::doors::{Doors, Environment, Person, Terminal};
+use crate::signals;
 
 /// This machine and whoever sits at it. Asks for signals to be told through [`Cancel`] from now on.
 pub fn doors() -> Result<Doors> {
@@ -33,20 +32,8 @@ pub fn doors() -> Result<Doors> {
             errors: std::io::stderr().is_terminal(),
         },
         person: Box::new(Someone),
-        cancel: signals()?,
+        cancel: signals::listen()?,
     })
-}
-
-/// The first signal asks the run to unwind, the second one ends the process at once.
-fn signals() -> Result<Cancel> {
-    let cancel = Cancel(Arc::new(AtomicBool::new(false)));
-    let status = i32::from(Code::Cancelled.exit());
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register_conditional_shutdown(signal, status, Arc::clone(&cancel.0))
-            .and_then(|_id| signal_hook::flag::register(signal, Arc::clone(&cancel.0)))
-            .map_err(|error| Error::io("cannot listen to signals", error))?;
-    }
-    Ok(cancel)
 }
 
 fn environment() -> Environment {
@@ -107,8 +94,12 @@ struct Someone;
 
 impl Person for Someone {
     fn secret(&mut self, question: &str) -> Result<Zeroizing<String>> {
-        let answer = rpassword::prompt_password(question);
-        answer.map(Zeroizing::new).map_err(|error| Error::io("cannot ask for the passphrase", error))
+        let answer = signals::asking(|| rpassword::prompt_password(question));
+        answer.map(Zeroizing::new).map_err(|error| match error.kind() {
+            // At this prompt Ctrl-C is a letter like others.
+            ErrorKind::Interrupted => Error::new(Code::Cancelled, "stopped before it was done"),
+            _ => Error::io("cannot ask for the passphrase", error),
+        })
     }
 
     fn line(&mut self, question: &str) -> Result<String> {
@@ -116,7 +107,7 @@ impl Person for Someone {
         let mut errors = std::io::stderr();
         errors.write_all(question.as_bytes()).and_then(|()| errors.flush()).map_err(fail)?;
         let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).map_err(fail)?;
+        signals::asking(|| std::io::stdin().read_line(&mut answer)).map_err(fail)?;
         Ok(answer)
     }
 }

@@ -1,6 +1,7 @@
 //! The workloads: each protected kind of thing is one folder here and one line in [`WORKLOADS`]. None of them
 //! knows what a repository is; they meet the rest through the traits of `mainstay-core`.
 
+pub mod armed;
 pub mod files;
 pub mod process;
 

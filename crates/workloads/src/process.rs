@@ -6,9 +6,10 @@ use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Code, Error, Result};
+use mainstay_core::{Code, Error, Progress, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -20,6 +21,9 @@ const OUTPUT_MAX: usize = 64 << 10;
 /// What one read takes, in bytes.
 const READ_MAX: usize = 4096;
 
+/// How often a run is asked whether it was cancelled while its program is waited for.
+const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
 /// Set for this process alone; a program started from here has no business with them.
 const PRIVATE: [&str; 2] = ["MAINSTAY_PASSPHRASE_FILE", "MAINSTAY_PASSPHRASE_COMMAND"];
 
@@ -30,6 +34,7 @@ pub struct Program {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     limit: Duration,
+    run: Option<Arc<dyn Progress>>,
 }
 
 /// How a program ended.
@@ -45,7 +50,7 @@ pub struct Outcome {
 
 impl Program {
     pub fn new(name: impl Into<OsString>, limit: Duration) -> Self {
-        Self { name: name.into(), arguments: Vec::new(), environment: Vec::new(), limit }
+        Self { name: name.into(), arguments: Vec::new(), environment: Vec::new(), limit, run: None }
     }
 
     /// A line for `/bin/sh`.
@@ -71,26 +76,39 @@ impl Program {
         self
     }
 
+    /// It ends with the run that it is a part of: it and whatever it started are killed when that is cancelled.
+    #[must_use]
+    pub fn part_of(mut self, run: Option<Arc<dyn Progress>>) -> Self {
+        self.run = run;
+        self
+    }
+
     /// Runs it to its end. When the limit is reached, it and whatever it started are killed.
     ///
     /// Errors: [`Code::Unsupported`] when there is no such program, [`Code::Io`] when it took too long or could
-    /// not be started. A program that says no by its status is no error here.
+    /// not be started, [`Code::Cancelled`]. A program that says no by its status is no error here.
     pub fn run(&self) -> Result<Outcome> {
         let name = self.name.to_string_lossy();
         let mut child = self.start()?;
         let group = Pid::from_child(&child);
-        let watched = watch(&mut child, group, self.limit);
-        if !matches!(watched, Ok(Watched { done: true, .. })) {
+        let watched = watch(&mut child, group, self.limit, self.run.as_deref());
+        if !matches!(watched, Ok(Watched { end: End::Itself, .. })) {
             // Its own group, so that what a shell has started dies with it.
             let _already_gone = kill_process_group(group, Signal::KILL);
         }
         let status = child.wait().map_err(|error| Error::io(format!("cannot wait for {name}"), error))?;
         let watched = watched.map_err(|errno| Error::io(format!("cannot follow {name}"), errno.into()))?;
-        if !watched.done {
-            let what = format!("{name} did not end within {} seconds and was killed", self.limit.as_secs());
-            return Err(Error::new(Code::Io, what));
+        match watched.end {
+            End::Itself => {
+                Ok(Outcome { status: status.code(), output: watched.output, errors: watched.errors })
+            }
+            End::Late => {
+                let limit = self.limit.as_secs();
+                let what = format!("{name} did not end within {limit} seconds and was killed");
+                Err(Error::new(Code::Io, what))
+            }
+            End::Cancelled => Err(Error::new(Code::Cancelled, "stopped before it was done")),
         }
-        Ok(Outcome { status: status.code(), output: watched.output, errors: watched.errors })
     }
 
     /// Runs it and takes any status but 0 for an error, with the last line that it wrote to standard error.
@@ -128,28 +146,44 @@ impl Program {
     }
 }
 
+/// Why a program is no longer waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Itself,
+    /// Its time was up.
+    Late,
+    Cancelled,
+}
+
 struct Watched {
-    /// It ended by itself; false when its time was up.
-    done: bool,
+    end: End,
     output: Vec<u8>,
     errors: Vec<u8>,
 }
 
-/// Reads what the program says until it has ended or its time is up.
-fn watch(child: &mut Child, pid: Pid, limit: Duration) -> std::result::Result<Watched, Errno> {
+/// Reads what the program says until it has ended, its time is up, or the run that it is a part of is cancelled.
+fn watch(
+    child: &mut Child,
+    pid: Pid,
+    limit: Duration,
+    run: Option<&dyn Progress>,
+) -> std::result::Result<Watched, Errno> {
     let ended = pidfd_open(pid, PidfdFlags::empty())?;
     let alarm = alarm(limit)?;
     let mut pipes = [
         (child.stdout.take().map(OwnedFd::from), Vec::new()),
         (child.stderr.take().map(OwnedFd::from), Vec::new()),
     ];
-    let done = loop {
+    let end = loop {
+        if run.is_some_and(Progress::cancelled) {
+            break End::Cancelled;
+        }
         let mut fds = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(&alarm, PollFlags::IN)];
         let open: Vec<usize> = (0..pipes.len()).filter(|index| pipes[*index].0.is_some()).collect();
         fds.extend(
             open.iter().filter_map(|index| Some(PollFd::new(pipes[*index].0.as_ref()?, PollFlags::IN))),
         );
-        match poll(&mut fds, None) {
+        match poll(&mut fds, run.map(|_| &ASK_EVERY)) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
@@ -163,8 +197,8 @@ fn watch(child: &mut Child, pid: Pid, limit: Duration) -> std::result::Result<Wa
         }
         match ready.as_slice() {
             // It has ended. What its children still say is not waited for.
-            [true, ..] => break true,
-            [_, true, ..] => break false,
+            [true, ..] => break End::Itself,
+            [_, true, ..] => break End::Late,
             _ => {}
         }
     };
@@ -176,7 +210,7 @@ fn watch(child: &mut Child, pid: Pid, limit: Duration) -> std::result::Result<Wa
             .take_while(|_| readable(pipe.as_fd()) && drain(pipe.as_fd(), text))
             .count();
     }
-    Ok(Watched { done, output, errors })
+    Ok(Watched { end, output, errors })
 }
 
 /// Takes what one read gives; false at the end of the pipe.

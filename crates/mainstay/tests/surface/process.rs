@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::machine::{directories_below, files_below};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
 struct Home(tempfile::TempDir);
 
@@ -130,16 +132,79 @@ fn an_interrupted_backup_ends_cleanly_with_130() {
     }
 }
 
+/// The command that tells the passphrase is not a part of the run, so it is waited for.
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_what_waits_for_something_else() {
     let home = Home::new();
-    let mut child = home.waiting_backup();
+    let mut command = home.command();
+    command.env_remove("MAINSTAY_KEY_FILE");
+    let asked = format!("touch {}; sleep 600 & echo $! > pid; wait", home.path().join("ready").display());
+    command.env("MAINSTAY_PASSPHRASE_COMMAND", asked);
+    let mut child = command.arg("points").spawn().unwrap();
     home.wait_until_ready(&mut child);
     signal(&child, Signal::INT);
     std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(child.try_wait().unwrap(), None);
     signal(&child, Signal::INT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left: i32 = std::fs::read_to_string(home.path().join("pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(left).unwrap(), Signal::KILL).unwrap();
+}
+
+/// The first signal ends the first command, further ones find the application at rest and wait for the second one.
+#[test]
+fn no_number_of_signals_leaves_an_application_at_rest() {
+    let home = Home::new();
+    std::fs::create_dir(home.path().join("d")).unwrap();
+    let command = |line: &str| format!("{line} && touch ready");
+    let mut child = home
+        .command()
+        .args(["backup", "d", "--quiesce", &command("touch stopped; rm -f ready; sleep 600 & wait")])
+        .args(["--thaw", "touch thawing; sleep 1; rm stopped"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let reached = |name: &str| home.path().join(name).exists();
+    while !reached("stopped") {
+        assert_eq!(child.try_wait().unwrap(), None, "the backup ended before its first command");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&child, Signal::TERM);
+    while !reached("thawing") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for asked in [Signal::TERM, Signal::INT, Signal::HUP] {
+        signal(&child, asked);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ended = child.wait_with_output().unwrap();
+    assert!(!reached("stopped") && !reached("ready"), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.code() == Some(130) && said.contains("waiting for the thaw command"), "{ended:?}");
     assert_eq!(home.points(), 0);
+}
+
+/// Asks for a passphrase at a terminal of its own, and is stopped there.
+#[test]
+fn a_signal_at_the_passphrase_prompt_brings_the_echo_back() {
+    let home = Home::new();
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = std::fs::File::options().read(true).write(true).open(&name).unwrap();
+    let echoes = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO);
+    let program = home.command();
+    let mut command = home.command_of(Path::new("/usr/bin/setsid"));
+    command.arg("--ctty").arg(program.get_program()).arg("points").env_remove("MAINSTAY_KEY_FILE");
+    command.stdin(terminal.try_clone().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("setsid of util-linux: cargo xtask setup");
+    while echoes() {
+        assert_eq!(child.try_wait().unwrap(), None, "nobody was asked");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(echoes());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
 
+use crate::armed::Armed;
 use crate::process::Program;
 
 use super::mounts::Mount;
@@ -40,6 +41,7 @@ pub(super) struct LogicalSnapshot {
     pub(super) path: PathBuf,
     /// It belongs to another run.
     left: bool,
+    _armed: Armed,
 }
 
 impl LogicalSnapshot {
@@ -62,9 +64,10 @@ impl LogicalSnapshot {
         let volume = Volume::parse(&listed).ok_or_else(|| refuse("lvs speaks in riddles"))?;
         let name = format!("{PREFIX}{tag}");
         let path = Path::new(PLACE).join(&name);
+        let _armed = armed(&name);
         Program::new("lvcreate", LIMIT).arguments(volume.snapshot_arguments(&name)).run_well()?;
-        // Armed from here on: whatever fails, the volume is removed.
-        let snapshot = Self { group: volume.group, name, path, left: false };
+        // From here on, whatever fails, the volume is removed.
+        let snapshot = Self { group: volume.group, name, path, left: false, _armed };
         std::fs::create_dir(&snapshot.path)
             .map_err(|error| Error::io(format!("cannot make {}", snapshot.path.display()), error))?;
         let device = format!("/dev/{}/{}", snapshot.group, snapshot.name);
@@ -91,15 +94,20 @@ impl LogicalSnapshot {
                 .argument(format!("lv_name={name}"));
             let group = name.starts_with(PREFIX).then(|| listed.run_well().ok())??;
             let group = String::from_utf8(group).ok()?.trim().to_owned();
-            (!group.is_empty()).then(|| Self { group, name, path: entry.path(), left: false })
+            let (path, left) = (entry.path(), false);
+            (!group.is_empty()).then(|| Self { _armed: armed(&name), group, name, path, left })
         });
         left.collect()
     }
 }
 
+fn armed(name: &str) -> Armed {
+    Armed::new(format!("the snapshot {name} to be removed"))
+}
+
 impl Drop for LogicalSnapshot {
     fn drop(&mut self) {
-        let Self { group, name, path, left } = self;
+        let Self { group, name, path, left, .. } = self;
         if *left {
             return;
         }

@@ -17,6 +17,7 @@ use mainstay_core::{Code, Error, Result};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, StatxFlags, flock, openat, statfs, statx};
 use rustix::io::Errno;
 
+use crate::armed::Armed;
 use crate::process::Program;
 
 use super::lvm::LogicalSnapshot;
@@ -77,7 +78,10 @@ enum Kept {
 }
 
 /// A btrfs snapshot. Dropped, it is deleted.
-struct Subvolume(PathBuf);
+struct Subvolume {
+    path: PathBuf,
+    _armed: Armed,
+}
 
 impl Snapshots {
     /// Takes a snapshot of every subvolume that one of `roots` (real paths, without the leading `/`) lies in.
@@ -138,8 +142,9 @@ impl Snapshots {
             sweep(&top);
             let mut name = SNAPSHOT_PREFIX.to_vec();
             name.extend_from_slice(tag.as_bytes());
-            let snapshot = Subvolume(top.join(OsStr::from_bytes(&name)));
-            let path = snapshot.0.clone();
+            let path = top.join(OsStr::from_bytes(&name));
+            let _armed = Armed::new(format!("the snapshot {} to be deleted", path.display()));
+            let snapshot = Subvolume { path: path.clone(), _armed };
             btrfs(["subvolume", "snapshot", "-r"]).argument(&top).argument(&path).run_well()?;
             (path, Kept::Btrfs { _snapshot: snapshot })
         } else {
@@ -165,7 +170,7 @@ impl Snapshots {
 impl Drop for Subvolume {
     fn drop(&mut self) {
         // Should it fail, the next run finds the snapshot without a lock.
-        let _left = btrfs(["subvolume", "delete"]).argument(&self.0).run_well();
+        let _left = btrfs(["subvolume", "delete"]).argument(&self.path).run_well();
     }
 }
 

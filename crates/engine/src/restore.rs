@@ -1,19 +1,19 @@
 //! Putting items of a recovery point back: plan, look at the plan, carry it out, take it back.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mainstay_core::{
-    Captured, Clock, Code, Counts, Error, Event, ItemPath, Kind, Metadata, Next, Phase, PointId, Progress,
-    Receipt, Result, Skip, SkipReason, Source,
+    Captured, Clock, Code, Error, Event, ItemPath, Kind, Metadata, Next, Phase, PointId, Progress, Receipt,
+    Result, Skip, SkipReason, Source,
 };
 use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::files::{
-    self, Action, Change, Changes, FilesPlan, FilesTarget, LeftOut, OwnerRule, Place, RestoreMode,
-    RestoreRules, Restored,
+    self, Action, Change, Changes, Existing as _, FilesPlan, FilesTarget, LeftOut, OwnerRule, Place,
+    RestoreMode, RestoreRules, Restored, Trace,
 };
 
 use crate::copy::copy;
@@ -54,6 +54,8 @@ pub struct RestorePlan {
     pub totals: Changes,
     /// Content bytes to write.
     pub bytes: u64,
+    /// Content bytes of all items, those that stay as they are included.
+    pub(crate) all_bytes: u64,
     pub(crate) mode: RestoreMode,
     pub(crate) owners: OwnerRule,
     pub(crate) view: View,
@@ -74,6 +76,8 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) selection: BTreeSet<ItemPath>,
+    /// Selected by themselves: what is below them is not, unless it is selected too.
+    pub(crate) alone: BTreeSet<ItemPath>,
     /// Links that led to what is selected: where a directory stands instead, it stays.
     pub(crate) links: BTreeSet<ItemPath>,
     /// What is taken off the front of every path.
@@ -102,8 +106,12 @@ impl RestorePlan {
 ///
 /// Errors: [`Code::NotFound`] for a selected path that the point does not have, [`Code::AlreadyExists`] when
 /// [`RestoreMode::New`] finds something in the directory, [`Code::Refused`] for a mirror of a point that does not
-/// tell what it left out.
-pub fn plan_restore(reader: &dyn PointView, request: &RestoreRequest) -> Result<RestorePlan> {
+/// tell what it left out, [`Code::Cancelled`].
+pub fn plan_restore(
+    reader: &dyn PointView,
+    request: &RestoreRequest,
+    progress: &dyn Progress,
+) -> Result<RestorePlan> {
     let RestoreRequest { selection, placing, mode, owners, keep } = request;
     let left_out = mirror::left_out(reader.info());
     let (mut selection, links) = selected(reader, selection, left_out.as_ref())?;
@@ -126,7 +134,8 @@ pub fn plan_restore(reader: &dyn PointView, request: &RestoreRequest) -> Result<
     if !matches!(placing, Placing::Stripped(_)) {
         selection.extend(links.iter().cloned());
     }
-    let view = View { selection: selection.into_iter().collect(), links, strip, keep_top };
+    let (selection, alone) = (selection.into_iter().collect(), BTreeSet::new());
+    let view = View { selection, alone, links, strip, keep_top };
     let rules = match mode {
         RestoreMode::Mirror => mirror::rules(reader, &view, &root, &mirrored, left_out, keep)?,
         mode => RestoreRules { mode: *mode, ..RestoreRules::default() },
@@ -138,27 +147,36 @@ pub fn plan_restore(reader: &dyn PointView, request: &RestoreRequest) -> Result<
         changes: Vec::new(),
         totals: Changes::default(),
         bytes: 0,
+        all_bytes: 0,
         mode,
         owners,
         view,
         rules,
         removals: Vec::new(),
     };
-    plan.compare(reader)
+    plan.compare(reader, progress)
 }
 
 impl RestorePlan {
     /// Fills in the changes.
-    pub(crate) fn compare(mut self, reader: &dyn PointView) -> Result<Self> {
+    pub(crate) fn compare(mut self, reader: &dyn PointView, progress: &dyn Progress) -> Result<Self> {
+        progress.event(&Event::Phase(Phase::Scanning));
         let mut place = Place::open(&self.root, self.owners)?;
         let mut source = Placed::new(reader, &self)?;
-        let items = std::iter::from_fn(|| source.next_metadata().transpose());
         let mut changes = Vec::new();
         for path in &self.removals {
-            if files::Existing::look(&mut place, path)?.is_some() {
-                changes.push(Change { path: path.clone(), action: Action::Delete, bytes: 0 });
+            progress.check()?;
+            if let Some(existing) = place.look(path)? {
+                let found = Some(Trace::of(&existing));
+                changes.push(Change { path: path.clone(), action: Action::Delete, bytes: 0, found });
             }
         }
+        let all_bytes = &mut self.all_bytes;
+        let items = std::iter::from_fn(|| {
+            let item = progress.check().and_then(|()| source.next_metadata());
+            item.inspect(|item| *all_bytes += item.as_ref().map_or(0, |(_, metadata)| metadata.size))
+                .transpose()
+        });
         changes.extend(files::diff(&mut place, items, &self.rules)?);
         for change in &changes {
             let total = match change.action {
@@ -172,8 +190,8 @@ impl RestorePlan {
             self.bytes += change.bytes;
         }
         changes.retain(|change| change.action != Action::Same);
-        let existing = changes.iter().filter(|change| change.action != Action::Create);
-        let planned: HashSet<ItemPath> = existing.map(|change| change.path.clone()).collect();
+        let planned: HashMap<ItemPath, Trace> =
+            changes.iter().filter_map(|change| Some((change.path.clone(), change.found?))).collect();
         self.rules.planned = Some(Arc::new(planned));
         self.changes = changes;
         Ok(self)
@@ -202,15 +220,15 @@ pub fn restore(
     };
     progress.event(&Event::Phase(Phase::Copying));
     let items = plan.totals.created + plan.totals.replaced + plan.totals.metadata + plan.totals.same;
-    progress.event(&Event::Expect { items, bytes: reader_bytes(plan), complete: true });
+    progress.event(&Event::Expect { items, bytes: plan.all_bytes, complete: true });
     let unremoved = remove(plan, progress.as_ref())?;
-    let mut source = Placed::new(reader, plan)?;
-    source.progress = Some(Arc::clone(progress));
+    let source = Placed::new(reader, plan)?;
     let target = FilesTarget::new(FilesPlan {
         root: plan.root.clone(),
         rules: plan.rules.clone(),
         owners: plan.owners,
         writers: None,
+        progress: Some(Arc::clone(progress)),
     })?;
     let mut restored = copy(Box::new(source), Box::new(target), progress.as_ref())?;
     restored.changes.deleted += u64::try_from(plan.removals.len() - unremoved.len()).unwrap_or_default();
@@ -219,20 +237,21 @@ pub fn restore(
     Ok(Outcome { restored, undo_point })
 }
 
-/// Content bytes of all items, those that stay as they are included: what the source yields.
-fn reader_bytes(plan: &RestorePlan) -> u64 {
-    if plan.totals.same == 0 { plan.bytes } else { plan.bytes.max(plan.point.counts.bytes) }
-}
-
 fn remove(plan: &RestorePlan, progress: &dyn Progress) -> Result<Vec<Skip>> {
     let mut place = Place::open(&plan.root, plan.owners)?;
     let mut failed = Vec::new();
     for path in &plan.removals {
         progress.check()?;
-        if let Err(error) = place.remove(path) {
-            let detail = error.chain().join(": ");
-            failed.push(Skip { path: path.clone(), reason: SkipReason::Unwritable, detail });
-        }
+        let detail = match place.look(path)? {
+            Some(existing) if !plan.rules.is_planned(path, &existing) => {
+                "it has changed since the plan was made".to_owned()
+            }
+            _ => match place.remove(path) {
+                Ok(_there) => continue,
+                Err(error) => error.chain().join(": "),
+            },
+        };
+        failed.push(Skip { path: path.clone(), reason: SkipReason::Unwritable, detail });
     }
     Ok(failed)
 }
@@ -318,7 +337,7 @@ impl View {
     /// Whether `path` was not asked for itself, only something below it.
     fn is_on_the_way(&self, path: &ItemPath) -> bool {
         let mut up = std::iter::successors(Some(path.clone()), ItemPath::parent);
-        !up.any(|path| self.selection.contains(&path))
+        !up.any(|above| self.selection.contains(&above) && (above == *path || !self.alone.contains(&above)))
     }
 }
 
@@ -330,8 +349,6 @@ struct Placed {
     root: PathBuf,
     /// The directories on the way, with what has been found out about them.
     on_the_way: BTreeSet<ItemPath>,
-    progress: Option<Arc<dyn Progress>>,
-    done: Counts,
 }
 
 impl Placed {
@@ -344,7 +361,7 @@ impl Placed {
             on_the_way.extend(above.filter(|path| plan.view.is_on_the_way(path)));
         }
         let (view, root) = (plan.view.clone(), plan.root.clone());
-        Ok(Self { inner, view, root, on_the_way, progress: None, done: Counts::default() })
+        Ok(Self { inner, view, root, on_the_way })
     }
 
     fn next_metadata(&mut self) -> Result<Option<(ItemPath, Metadata)>> {
@@ -383,11 +400,6 @@ impl Source for Placed {
                 continue;
             }
             item.path = placed;
-            self.done.items += 1;
-            self.done.bytes += item.metadata.size;
-            if let Some(progress) = &self.progress {
-                progress.event(&Event::Done(self.done));
-            }
             return Ok(Next::Item(item));
         }
     }
@@ -417,6 +429,7 @@ mod tests {
     fn paths_lose_their_front_and_what_is_above_it_has_no_place() {
         let view = View {
             selection: [path("etc/nginx")].into(),
+            alone: BTreeSet::new(),
             links: BTreeSet::new(),
             strip: path("etc/nginx"),
             keep_top: false,
@@ -428,6 +441,7 @@ mod tests {
         assert!(view.is_on_the_way(&path("etc")) && !view.is_on_the_way(&path("etc/nginx/a")));
         let whole = View {
             selection: [ItemPath::root()].into(),
+            alone: BTreeSet::new(),
             links: BTreeSet::new(),
             strip: ItemPath::root(),
             keep_top: true,

@@ -2,7 +2,8 @@
 //!
 //! Such a point holds a directory `before` with the affected items under their full paths, and a record `changes`
 //! with one entry for each path that the restore was about to change: a letter, the path, a NUL byte. The letters
-//! are `+` created, `!` replaced, `~` metadata, `-` deleted.
+//! are `+` created, `!` replaced, `~` metadata, `-` deleted. A directory in which something was about to come or go
+//! counts as one of which the metadata changes: its time does.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,7 +18,7 @@ use mainstay_core::{
 };
 use mainstay_repository::{Parent, PointInfo, PointReader, Repository, WriteRequest};
 use mainstay_workloads::files::{
-    Action, Change, Changes, FilesRequest, FilesSource, OwnerRule, RestoreMode, RestoreRules,
+    Action, Change, Changes, FilesRequest, FilesSource, OwnerRule, Place, RestoreMode, RestoreRules,
 };
 
 use crate::copy::copy;
@@ -49,6 +50,7 @@ pub(crate) fn take(
     let root = item_path(&plan.root)?;
     let changes: Vec<Change> =
         plan.changes.iter().map(|change| below(&root, change)).collect::<Result<_>>()?;
+    let changes = with_directories(changes)?;
     let source = Before::new(&changes, clock)?;
     let name = format!("{host}:undo");
     let writer = repository.write(WriteRequest {
@@ -74,8 +76,8 @@ pub(crate) fn take(
 
 /// What taking a restore back would do.
 ///
-/// Errors: [`Code::Usage`] for a point that is not an undo point.
-pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan> {
+/// Errors: [`Code::Usage`] for a point that is not an undo point, [`Code::Cancelled`].
+pub fn plan_undo(reader: &PointReader, owners: OwnerRule, progress: &dyn Progress) -> Result<RestorePlan> {
     let info = reader.info();
     if info.workload.kind.0 != UNDO {
         let what = format!("point {} holds no undo of a restore", info.id);
@@ -84,7 +86,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
     }
     let before = ItemPath::root().join(BEFORE).map_err(bug)?;
     let changes = read_changes(reader)?;
-    let mut selection = BTreeSet::new();
+    let (mut selection, mut alone) = (BTreeSet::new(), BTreeSet::new());
     let mut removals: Vec<ItemPath> = Vec::new();
     for (action, path) in changes {
         if action == Action::Create {
@@ -96,6 +98,9 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
         }
         let stored = ItemPath::new([BEFORE, b"/", path.as_bytes()].concat()).map_err(bug)?;
         if reader.lookup(&stored)?.is_some() {
+            if action == Action::Metadata {
+                alone.insert(stored.clone());
+            }
             selection.insert(stored);
         }
     }
@@ -105,13 +110,14 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule) -> Result<RestorePlan>
         changes: Vec::new(),
         totals: Changes::default(),
         bytes: 0,
+        all_bytes: 0,
         mode: RestoreMode::Overwrite,
         owners,
-        view: View { selection, links: BTreeSet::new(), strip: before, keep_top: true },
+        view: View { selection, alone, links: BTreeSet::new(), strip: before, keep_top: true },
         rules: RestoreRules { mode: RestoreMode::Overwrite, ..RestoreRules::default() },
         removals,
     };
-    plan.compare(reader)
+    plan.compare(reader, progress)
 }
 
 fn bug(error: mainstay_core::PathError) -> Error {
@@ -133,7 +139,26 @@ fn below(root: &ItemPath, change: &Change) -> Result<Change> {
     let separator: &[u8] = if root.is_root() || change.path.is_root() { b"" } else { b"/" };
     let bytes = [root.as_bytes(), separator, change.path.as_bytes()].concat();
     let path = ItemPath::new(bytes).map_err(|error| Error::bug("a path below the target").because(error))?;
-    Ok(Change { path, action: change.action, bytes: change.bytes })
+    Ok(Change { path, ..change.clone() })
+}
+
+/// The changes and, in the order of the paths, the directories whose times they move.
+fn with_directories(mut changes: Vec<Change>) -> Result<Vec<Change>> {
+    let known: BTreeSet<ItemPath> = changes.iter().map(|change| change.path.clone()).collect();
+    let moving = changes.iter().filter(|change| change.action != Action::Metadata);
+    let around: BTreeSet<ItemPath> = moving.filter_map(|change| change.path.parent()).collect();
+    let mut place = Place::open(Path::new("/"), OwnerRule::Leave)?;
+    for path in around.into_iter().filter(|path| !path.is_root() && !known.contains(path)) {
+        if place.is_own_directory(&path)? {
+            changes.push(Change { path, action: Action::Metadata, bytes: 0, found: None });
+        }
+    }
+    changes.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(changes)
+}
+
+fn absolute(path: &ItemPath) -> PathBuf {
+    Path::new("/").join(OsStr::from_bytes(path.as_bytes()))
 }
 
 const fn letter(action: Action) -> Option<u8> {
@@ -209,18 +234,19 @@ impl Before {
         let existing = changes.iter().filter(|change| change.action != Action::Create);
         let affected: BTreeSet<ItemPath> = existing.clone().map(|change| change.path.clone()).collect();
         let vanishes = existing.filter(|change| change.action != Action::Metadata);
-        let whole = vanishes.map(|change| change.path.clone()).collect();
+        let whole: BTreeSet<ItemPath> = vanishes.map(|change| change.path.clone()).collect();
         let mut roots: Vec<PathBuf> = Vec::new();
         let mut last: Option<&ItemPath> = None;
-        for path in &affected {
+        for path in &whole {
             if !last.is_some_and(|last| path.is_within(last)) {
-                roots.push(Path::new("/").join(OsStr::from_bytes(path.as_bytes())));
+                roots.push(absolute(path));
                 last = Some(path);
             }
         }
-        let request = FilesRequest { roots, keep_links: true, ..FilesRequest::default() };
+        let bare: Vec<PathBuf> = affected.difference(&whole).map(absolute).collect();
+        let request = FilesRequest { roots, bare, keep_links: true, ..FilesRequest::default() };
         let files =
-            if request.roots.is_empty() { None } else { Some(FilesSource::new(request, Arc::clone(clock))?) };
+            if affected.is_empty() { None } else { Some(FilesSource::new(request, Arc::clone(clock))?) };
         let directory = Metadata { mode: 0o700, ..Metadata::new(Kind::Directory) };
         let record = Arc::new(encode(changes));
         let size = u64::try_from(record.len()).unwrap_or(u64::MAX);
@@ -319,7 +345,12 @@ mod tests {
 
     #[test]
     fn the_record_of_changes_round_trips_and_refuses_other_bytes() {
-        let change = |path: &[u8], action| Change { path: ItemPath::new(path).unwrap(), action, bytes: 7 };
+        let change = |path: &[u8], action| Change {
+            path: ItemPath::new(path).unwrap(),
+            action,
+            bytes: 7,
+            found: None,
+        };
         let changes = [
             change(b"etc", Action::Metadata),
             change(b"etc/a\nb\xff", Action::Create),

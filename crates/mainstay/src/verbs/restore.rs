@@ -26,7 +26,10 @@ struct Act {
 pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
     let request = request(arguments, session)?;
     let (repository, reader) = session.open_point(&arguments.point)?;
-    let plan = plan_restore(&reader, &request)?;
+    let progress = session.progress();
+    let plan = plan_restore(&reader, &request, progress.as_ref());
+    drop(progress);
+    let plan = plan?;
     let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: !arguments.no_undo };
     finish(session, &repository, &reader, &plan, &act)
 }
@@ -67,7 +70,10 @@ pub(super) fn undo(arguments: &Undo, session: &mut Session) -> Done {
         })?,
     };
     let reader = repository.read(&point.id)?;
-    let plan = plan_undo(&reader, owners(None, session))?;
+    let progress = session.progress();
+    let plan = plan_undo(&reader, owners(None, session), progress.as_ref());
+    drop(progress);
+    let plan = plan?;
     let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: true };
     finish(session, &repository, &reader, &plan, &act)
 }

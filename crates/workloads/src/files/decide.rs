@@ -1,6 +1,7 @@
 //! What a restore does to each path: one pure decision, shared by the preview and the execution.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use mainstay_core::{ItemPath, Kind, Metadata, Result};
@@ -40,6 +41,22 @@ pub struct Change {
     pub action: Action,
     /// Content bytes that will be written; for [`Action::Delete`] 0.
     pub bytes: u64,
+    /// What stood there; `None` when nothing did.
+    pub found: Option<Trace>,
+}
+
+/// By what something that exists is known again later, unless it has changed: a hash of all but its content and its
+/// number of names, which a restore changes where it replaces another name of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace(u64);
+
+impl Trace {
+    pub fn of(metadata: &Metadata) -> Self {
+        let Metadata { kind, size, mode, uid, gid, modified, link_target, device, xattrs, .. } = metadata;
+        let mut hasher = DefaultHasher::new();
+        (kind, size, mode, uid, gid, modified, link_target, device, xattrs).hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 /// The rules of one restore.
@@ -55,9 +72,9 @@ pub struct RestoreRules {
     pub left_out: Option<Arc<LeftOut>>,
     /// What was taken off the front of every path.
     pub front: ItemPath,
-    /// What existed and was to change when the plan was made: nothing else that exists is touched. Everything may
-    /// be when there was no plan.
-    pub planned: Option<Arc<HashSet<ItemPath>>>,
+    /// What existed and was to change when the plan was made: nothing else that exists is touched, and what has
+    /// changed since is not either. Everything may be when there was no plan.
+    pub planned: Option<Arc<HashMap<ItemPath, Trace>>>,
 }
 
 /// The metadata to restore and the numbers of the owner on this machine; no owner means that it is left alone.
@@ -97,9 +114,12 @@ impl RestoreRules {
         self.left_out.as_ref().is_some_and(|left| left.is_cache(|tag| seen.contains(tag)))
     }
 
-    /// Whether what exists at `path` was to change when the plan was made.
-    pub(super) fn is_planned(&self, path: &ItemPath) -> bool {
-        self.planned.as_ref().is_none_or(|planned| planned.contains(path))
+    /// Whether what exists at `path` was to change when the plan was made, and is still what it was then.
+    pub fn is_planned(&self, path: &ItemPath, existing: &Metadata) -> bool {
+        let Some(planned) = &self.planned else { return true };
+        // Outside a mirror only an empty directory is ever replaced, and undoing a restore is what empties it.
+        let any_time = existing.kind == Kind::Directory && self.mode != RestoreMode::Mirror;
+        planned.get(path).is_some_and(|found| any_time || *found == Trace::of(existing))
     }
 
     /// The path as the point has it.
@@ -214,7 +234,8 @@ impl Plan<'_> {
         if metadata.kind == Kind::Directory && !path.is_root() && self.rules.mirrors(&path) {
             self.open.push((path.clone(), HashSet::new()));
         }
-        self.changes.push(Change { path, action, bytes: if writes { metadata.size } else { 0 } });
+        let bytes = if writes { metadata.size } else { 0 };
+        self.changes.push(Change { path, action, bytes, found: existing.as_ref().map(Trace::of) });
         Ok(())
     }
 
@@ -228,7 +249,8 @@ impl Plan<'_> {
         for name in names.iter().filter(|name| !seen.contains(*name)) {
             let Ok(path) = directory.join(name) else { continue };
             if self.rules.deletes(&path) {
-                self.changes.push(Change { path, action: Action::Delete, bytes: 0 });
+                let found = self.existing.look(&path)?.as_ref().map(Trace::of);
+                self.changes.push(Change { path, action: Action::Delete, bytes: 0, found });
             }
         }
         Ok(())

@@ -28,7 +28,7 @@ mod write;
 /// The name of this kind of workload.
 pub const KIND: &str = "files";
 
-pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, diff};
+pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, Trace, diff};
 pub use hooks::Hooks;
 pub use left_out::{CapturedRoot, LeftOut};
 pub use mounts::mount_points;

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
 
-use mainstay_core::{Error, ItemPath, Metadata, Result};
+use mainstay_core::{Error, ItemPath, Kind, Metadata, Result};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
@@ -52,6 +52,13 @@ impl Place {
         self.stack.retain(|(known, _)| !known.is_within(path));
         remove_tree(&directory, &name(path).map_err(fail)?).map_err(fail)?;
         Ok(true)
+    }
+
+    /// Whether a directory stands at `path` whose time this user may set.
+    pub fn is_own_directory(&mut self, path: &ItemPath) -> Result<bool> {
+        let me = rustix::process::geteuid();
+        let own = |found: &Metadata| me.is_root() || found.uid == me.as_raw();
+        Ok(self.look(path)?.is_some_and(|found| found.kind == Kind::Directory && own(&found)))
     }
 
     /// The open directory at `path`; `None` when there is none.

@@ -37,18 +37,25 @@ pub(super) struct Roots {
 
 impl Roots {
     /// Errors: [`Code::Usage`] for a path that is not absolute, [`Code::NotFound`] for one that leads nowhere.
-    pub(super) fn resolve(paths: &[PathBuf], keep_links: bool, top: &Arc<Dir>) -> Result<Self> {
-        if paths.is_empty() {
+    pub(super) fn resolve(
+        paths: &[PathBuf],
+        bare: &[PathBuf],
+        keep_links: bool,
+        top: &Arc<Dir>,
+    ) -> Result<Self> {
+        if paths.is_empty() && bare.is_empty() {
             return Err(Error::new(Code::Usage, "there is nothing to protect").hint("name at least one path"));
         }
         let mut roots = Self { places: vec![Place::default()], named: Vec::new(), links: Vec::new() };
-        for path in paths {
+        for (path, whole) in
+            paths.iter().map(|path| (path, true)).chain(bare.iter().map(|path| (path, false)))
+        {
             if !path.is_absolute() {
                 let what = format!("{} is not an absolute path", path.display());
                 return Err(Error::new(Code::Usage, what));
             }
             roots
-                .add(path, keep_links, top)
+                .add(path, whole, keep_links, top)
                 .map_err(|error| error.during(format!("cannot protect {}", path.display())))?;
         }
         Ok(roots)
@@ -89,7 +96,7 @@ impl Roots {
 
     /// Follows `path` one name at a time. Links on the way become places of their own: the point then holds the
     /// link and the real directory, and a restore in place needs to go through neither.
-    fn add(&mut self, path: &Path, keep_links: bool, top: &Arc<Dir>) -> Result<()> {
+    fn add(&mut self, path: &Path, whole: bool, keep_links: bool, top: &Arc<Dir>) -> Result<()> {
         let mut ahead: VecDeque<Vec<u8>> = names(path.as_os_str().as_bytes()).collect();
         let mut dirs = vec![Arc::clone(top)];
         let mut real: Vec<Vec<u8>> = Vec::new();
@@ -125,6 +132,9 @@ impl Roots {
             }
         }
         let node = self.insert(&real);
+        if !whole {
+            return Ok(());
+        }
         let named: Vec<Vec<u8>> = names(path.as_os_str().as_bytes()).collect();
         self.named.push((named.join(&b'/'), real.join(&b'/')));
         if let Some(place) = self.places.get_mut(node) {

@@ -5,7 +5,9 @@ use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use mainstay_core::{Code, Counts, Error, HardLink, ItemPath, Kind, Metadata, Result, Skip, SkipReason};
+use mainstay_core::{
+    Code, Counts, Error, Event, HardLink, ItemPath, Kind, Metadata, Progress, Result, Skip, SkipReason,
+};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -62,6 +64,9 @@ pub(super) struct Run {
     tag: String,
     serial: AtomicU64,
     stopped: AtomicBool,
+    /// What is done with so far, in whichever way.
+    done: Mutex<Counts>,
+    progress: Option<Arc<dyn Progress>>,
     state: Mutex<State>,
     links: Mutex<HashMap<HardLink, Arc<LinkSlot>>>,
 }
@@ -83,7 +88,13 @@ impl Drop for Run {
 }
 
 impl Run {
-    pub(super) fn new(root: Arc<Dir>, rules: RestoreRules, owner_rule: OwnerRule, tag: String) -> Self {
+    pub(super) fn new(
+        root: Arc<Dir>,
+        rules: RestoreRules,
+        owner_rule: OwnerRule,
+        tag: String,
+        progress: Option<Arc<dyn Progress>>,
+    ) -> Self {
         Self {
             root,
             rules,
@@ -93,6 +104,8 @@ impl Run {
             tag,
             serial: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            done: Mutex::default(),
+            progress,
             state: Mutex::default(),
             links: Mutex::default(),
         }
@@ -147,6 +160,25 @@ impl Run {
         if action == Action::Same {
             counts.unchanged += 1;
         }
+    }
+
+    /// One more item is done with, and so many bytes of its content that were not told of yet.
+    pub(super) fn dealt_with(&self, bytes: u64) {
+        self.tell(1, bytes);
+    }
+
+    /// So many more bytes of an item at work are written.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.tell(0, bytes);
+    }
+
+    fn tell(&self, items: u64, bytes: u64) {
+        let Some(progress) = &self.progress else { return };
+        let mut done = lock(&self.done);
+        done.items += items;
+        done.bytes = done.bytes.saturating_add(bytes);
+        // Under the lock, so that no figure ever falls.
+        progress.event(&Event::Done(*done));
     }
 
     pub(super) fn count_deleted(&self) {

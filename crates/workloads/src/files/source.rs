@@ -34,6 +34,8 @@ pub struct FilesRequest {
     /// Absolute paths. Each appears in the point without its leading `/`, below its ancestors; a root that is
     /// reached through symbolic links appears under its real path, beside the links.
     pub roots: Vec<PathBuf>,
+    /// As roots, but each by itself, without what is in it.
+    pub bare: Vec<PathBuf>,
     /// A root that is itself a symbolic link stands for the link alone.
     pub keep_links: bool,
     /// Patterns as in a `.gitignore`, relative to the root that a path lies in.
@@ -141,7 +143,7 @@ impl FilesSource {
             None => (None, None),
         };
         let began = clock.now();
-        let roots = Roots::resolve(&request.roots, request.keep_links, &top)?;
+        let roots = Roots::resolve(&request.roots, &request.bare, request.keep_links, &top)?;
         let mut scan = Scan {
             scope: Scope::new(exclude, exclude_files, never, *skip_caches, *one_file_system)?,
             snapshots: Snapshots::take(&roots.paths(), request.snapshots)?,

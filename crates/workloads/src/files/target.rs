@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded};
 use mainstay_core::{
-    Captured, Code, Error, Item, ItemPath, Kind, Metadata, Receipt, Result, Skip, SkipReason, Target,
+    Captured, Code, Error, Item, ItemPath, Kind, Metadata, Progress, Receipt, Result, Skip, SkipReason,
+    Target,
 };
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, mkdirat, openat, syncfs, unlinkat};
 use rustix::io::Errno;
@@ -39,6 +40,8 @@ pub struct FilesPlan {
     pub owners: OwnerRule,
     /// Threads that write; as many as the machine has cores, from 2 to 8, when not said.
     pub writers: Option<usize>,
+    /// Told of what is written, when it is.
+    pub progress: Option<Arc<dyn Progress>>,
 }
 
 /// Writes items below one directory.
@@ -76,11 +79,11 @@ impl FilesTarget {
     /// Errors: [`Code::AlreadyExists`] when [`RestoreMode::New`] finds something in it, [`Code::Conflict`] when
     /// another restore is writing there, [`Code::Unsupported`] when the kernel cannot confine paths.
     pub fn new(plan: FilesPlan) -> Result<Self> {
-        let FilesPlan { root, rules, owners, writers } = plan;
+        let FilesPlan { root, rules, owners, writers, progress } = plan;
         let (fd, fresh) = open_root(&root, rules.mode)?;
         let fail = |errno: Errno| Error::io(format!("cannot look at {}", root.display()), errno.into());
         let dir = Dir::root(fd).map_err(fail)?;
-        let run = Arc::new(Run::new(Arc::clone(&dir), rules, owners, tag()));
+        let run = Arc::new(Run::new(Arc::clone(&dir), rules, owners, tag(), progress));
         let inherits = OpenDir::has_default_acl(&dir);
         let top =
             OpenDir { dir, fresh, inherits, finish: OnceLock::new(), parent: None, run: Arc::clone(&run) };
@@ -171,8 +174,8 @@ impl FilesTarget {
             {
                 continue;
             }
-            if !self.run.rules.is_planned(&path) {
-                let detail = "it came to be after the plan was made".to_owned();
+            if !self.is_planned(dir, &name, &path) {
+                let detail = "it came to be or was changed after the plan was made".to_owned();
                 self.run.skip(path, SkipReason::Changed, detail);
                 continue;
             }
@@ -184,6 +187,18 @@ impl FilesTarget {
                 }
             }
         }
+    }
+
+    /// Whether what stands at `name` is what the plan found.
+    fn is_planned(&mut self, dir: &Arc<Dir>, name: &CStr, path: &ItemPath) -> bool {
+        let mut existing = || {
+            let fd = dir.fd()?;
+            let stat = look(&*fd, name)?;
+            let kind = kind(&stat).ok_or(Errno::OPNOTSUPP)?;
+            self.inspector.metadata(&*fd, name, &stat, kind)
+        };
+        // What cannot be looked at cannot be known again.
+        existing().is_ok_and(|(existing, _trouble)| self.run.rules.is_planned(path, &existing))
     }
 
     /// Removes what a killed restore has left unfinished in `dir`.
@@ -251,7 +266,7 @@ impl FilesTarget {
                 if action != Action::Replace {
                     return Err(Errno::NOTDIR);
                 }
-                if item.is_some_and(|item| !self.run.rules.is_planned(&item.path)) {
+                if item.is_some_and(|item| !self.run.rules.is_planned(&item.path, &existing)) {
                     return Err(Errno::STALE);
                 }
                 unlinkat(&*fd, name, AtFlags::empty())?;
@@ -346,6 +361,7 @@ impl Target for FilesTarget {
             {
                 top.finish.get_or_init(|| item.metadata.clone());
             }
+            self.run.dealt_with(0);
             return Ok(());
         };
         let parent = self.go_to(&directory);
@@ -355,11 +371,13 @@ impl Target for FilesTarget {
         }
         let Some(parent) = parent else {
             let lost = "its directory could not be restored".to_owned();
+            self.run.dealt_with(item.metadata.size);
             self.run.skip(item.path, SkipReason::Unwritable, lost);
             return Ok(());
         };
         if item.metadata.kind == Kind::Directory {
             let entered = self.enter(&parent, name, Some(&item));
+            self.run.dealt_with(0);
             self.descend(name, entered);
             return Ok(());
         }

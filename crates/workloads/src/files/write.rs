@@ -16,7 +16,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite};
 
 use super::apply::{Held, apply};
-use super::decide::{Action, RestoreMode, decide};
+use super::decide::{Action, RestoreMode, Trace, decide};
 use super::dirs::{FileId, open_below};
 use super::inspect::{Inspector, kind, look};
 use super::open_dir::Hold;
@@ -43,6 +43,8 @@ pub(super) struct Worker {
     run: Arc<Run>,
     inspector: Inspector,
     buffer: Vec<u8>,
+    /// Bytes of the present item that were told of.
+    told: u64,
 }
 
 /// What stands at the name now.
@@ -53,7 +55,7 @@ struct Present {
 
 impl Worker {
     pub(super) fn new(run: Arc<Run>) -> Self {
-        Self { run, inspector: Inspector::default(), buffer: vec![0; BUFFER] }
+        Self { run, inspector: Inspector::default(), buffer: vec![0; BUFFER], told: 0 }
     }
 
     /// Works until the queue is closed. After a fatal error the rest is thrown away.
@@ -63,10 +65,12 @@ impl Worker {
                 continue;
             }
             let Job { parent, name, item, link } = job;
+            self.told = 0;
             match self.restore(&parent, &name, &item, link) {
                 Ok((action, bytes)) => self.run.count(action, &item.metadata, bytes),
                 Err(Trouble(reason, error)) => self.run.fail(&item.path, reason, error),
             }
+            self.run.dealt_with(item.metadata.size.saturating_sub(self.told));
         }
     }
 
@@ -123,18 +127,15 @@ impl Worker {
     /// Whether this may be done to what exists now.
     fn may_change(&self, item: &Item, action: Action, existing: Option<&Metadata>) -> Outcome<()> {
         let rules = &self.run.rules;
-        let refuse = |what: &str| {
-            let error = Error::new(Code::Refused, format!("cannot restore {}: {what}", item.path));
-            Err(Trouble(SkipReason::Unwritable, error))
-        };
-        if matches!(action, Action::Replace | Action::Metadata) && !rules.is_planned(&item.path) {
-            return refuse("what stands there has changed since the plan was made");
+        let changes = matches!(action, Action::Replace | Action::Metadata);
+        if changes && existing.is_some_and(|existing| !rules.is_planned(&item.path, existing)) {
+            return Err(refuse(item, "what stands there has changed since the plan was made"));
         }
         let empties = action == Action::Replace
             && rules.mode == RestoreMode::Mirror
             && existing.is_some_and(|existing| existing.kind == Kind::Directory);
         if empties && !(rules.mirrors(&item.path) && rules.deletes(&item.path)) {
-            return refuse("a directory stands there that holds what must be kept");
+            return Err(refuse(item, "a directory stands there that holds what must be kept"));
         }
         Ok(())
     }
@@ -166,6 +167,7 @@ impl Worker {
             _ => self.make_special(fd, &temporary, item).map(|()| 0),
         };
         let placed = made.and_then(|bytes| {
+            self.is_still(fd, name, item, existing)?;
             self.place(parent, fd, &temporary, name, action, existing)
                 .map(|()| bytes)
                 .map_err(|errno| unwritable(&item.path, errno))
@@ -174,6 +176,22 @@ impl Worker {
             let _not_there = unlinkat(fd, &*temporary, AtFlags::empty());
         }
         placed
+    }
+
+    /// Writing takes its time: what is about to be replaced may have changed meanwhile.
+    fn is_still(
+        &mut self,
+        fd: &OwnedFd,
+        name: &CStr,
+        item: &Item,
+        existing: Option<&Metadata>,
+    ) -> Outcome<()> {
+        let Some(existing) = existing else { return Ok(()) };
+        let now = self.present(fd, name).map_err(|errno| unwritable(&item.path, errno))?;
+        if now.is_none_or(|now| Trace::of(&now.metadata) == Trace::of(existing)) {
+            return Ok(());
+        }
+        Err(refuse(item, "what stands there was changed meanwhile"))
     }
 
     fn make_file(&mut self, parent: &Hold, dir: &OwnedFd, temporary: &CStr, item: &Item) -> Outcome<u64> {
@@ -240,6 +258,8 @@ impl Worker {
                 }
                 Piece::End => break,
             }
+            self.run.advance(offset - self.told);
+            self.told = offset;
         }
         if ends_in_hole {
             ftruncate(file, offset).map_err(|errno| unwritable(path, errno))?;
@@ -357,6 +377,11 @@ impl Worker {
         }
         joined
     }
+}
+
+fn refuse(item: &Item, what: &str) -> Trouble {
+    let error = Error::new(Code::Refused, format!("cannot restore {}: {what}", item.path));
+    Trouble(SkipReason::Unwritable, error)
 }
 
 fn unwritable(path: &ItemPath, errno: Errno) -> Trouble {

@@ -11,6 +11,7 @@ use crate::shell;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("mainstay-core", &[]),
     ("mainstay-diskimage", &["mainstay-core"]),
+    ("mainstay-nbd", &["mainstay-core"]),
     ("mainstay-repository", &["mainstay-core"]),
     ("mainstay-workloads", &["mainstay-core"]),
     ("mainstay-engine", &["mainstay-core", "mainstay-repository", "mainstay-workloads"]),

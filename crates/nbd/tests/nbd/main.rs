@@ -1,0 +1,7 @@
+//! Both sides of the protocol, against each other and against QEMU and libnbd.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
+
+mod lab;
+mod peers;
+mod together;

@@ -10,6 +10,7 @@ pub mod compose;
 pub mod container;
 mod file;
 pub mod fs;
+pub mod map;
 mod mapped;
 mod pages;
 pub mod partition;

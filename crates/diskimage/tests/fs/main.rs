@@ -4,5 +4,6 @@
 
 mod ext4;
 mod lab;
+mod map;
 mod oracle;
 mod trees;

@@ -18,12 +18,13 @@ pub struct Libvirt {
 }
 
 impl Libvirt {
-    /// Asks for root, or for a kernel that gives ordinary users namespaces.
+    /// As root it is the system's libvirt in all but its place, otherwise one of the user's own. Asks for root, or for
+    /// a kernel that gives ordinary users namespaces.
     pub fn start() -> Result<Self> {
         let directory = directory("virt")?;
         let mut words = vec!["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
         if !rustix::process::geteuid().is_root() {
-            words.push("--map-root-user");
+            words.push("--map-current-user");
         }
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/libvirt.sh");
         let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
@@ -47,7 +48,9 @@ impl Libvirt {
 
     /// For `virsh --connect`, `LIBVIRT_DEFAULT_URI`, and the product.
     pub fn uri(&self) -> String {
-        format!("qemu:///system?socket={}", self.directory.path().join("run/libvirt-sock").display())
+        let kind = if rustix::process::geteuid().is_root() { "system" } else { "session" };
+        let socket = self.directory.path().join("run/libvirt/libvirt-sock");
+        format!("qemu:///{kind}?socket={}", socket.display())
     }
 
     /// Where files for its domains can lie as long as it lives.

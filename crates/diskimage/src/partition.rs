@@ -8,6 +8,10 @@ use mainstay_core::{Blocks, Error, Result};
 use crate::bytes::{self, Fields};
 use crate::checksum::crc32;
 
+mod refit;
+
+pub use refit::{Refit, refit};
+
 /// Of MBR; GPT may count in sectors of 4096.
 const SECTOR: u64 = 512;
 /// Entries of a GPT, and its bytes; common are 128 and 16 KiB.

@@ -11,6 +11,7 @@ pub mod status;
 pub mod undo;
 pub mod verify;
 pub mod view;
+pub mod vm;
 pub mod workload;
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use mainstay_core::{Code, Error, Result, Time};
 use mainstay_engine::address;
+use mainstay_engine::view::PointView;
+use mainstay_engine::vm::{self, MachineView};
 use mainstay_repository::keys::kit::Kit;
-use mainstay_repository::{Options, PointInfo, PointReader, Repository, Tuning, Unlock, store};
+use mainstay_repository::{Options, PointInfo, Repository, Tuning, Unlock, store};
 
 use crate::args::Global;
 use crate::doors::Doors;
@@ -91,12 +93,20 @@ impl Session {
         address::find_point(text, points, &self.zone).cloned()
     }
 
-    /// Opens the repository and the point that the text names.
-    pub(crate) fn open_point(&mut self, text: &str) -> Result<(Repository, PointReader)> {
+    /// Opens the repository and what can be browsed in the point that the text names: its items, or the files on the
+    /// disks of a machine.
+    pub(crate) fn open_view(&mut self, text: &str) -> Result<(Repository, Box<dyn PointView>)> {
         let repository = self.open()?;
         let point = self.point(text, &repository.points()?)?;
         let reader = repository.read(&point.id)?;
-        Ok((repository, reader))
+        if point.workload.kind.0 != vm::KIND {
+            return Ok((repository, Box::new(reader)));
+        }
+        let view = MachineView::open(reader, &|_| None)?;
+        for note in view.notes() {
+            self.report.say(note);
+        }
+        Ok((repository, Box::new(view)))
     }
 
     /// Asks before something is destroyed or overwritten.

@@ -4,4 +4,5 @@
 
 mod partitions;
 mod qcow2;
+mod refit;
 mod tools;

@@ -16,8 +16,8 @@ const PIECE: usize = 256 << 10;
 
 pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     let path = arguments.path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
-    let (_repository, reader) = session.open_point(&arguments.point)?;
-    let view: &dyn PointView = &reader;
+    let (_repository, view) = session.open_view(&arguments.point)?;
+    let view = view.as_ref();
     let is_directory = path.is_root() || entry(view, &path)?.metadata.kind == Kind::Directory;
     if is_directory && !arguments.recursive {
         let entries = view.list(&path)?;
@@ -40,8 +40,8 @@ fn entry(view: &dyn PointView, path: &ItemPath) -> Result<Seen> {
 }
 
 pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
-    let (_repository, reader) = session.open_point(&arguments.point)?;
-    let view: &dyn PointView = &reader;
+    let (_repository, view) = session.open_view(&arguments.point)?;
+    let view = view.as_ref();
     for path in &arguments.paths {
         let path = item_path(path)?;
         let entry = entry(view, &path)?;

@@ -7,7 +7,9 @@ use mainstay_engine::restore::{
     Outcome, Placing, RestorePlan, RestoreRequest, plan_restore, restore as carry_out,
 };
 use mainstay_engine::undo::{newest, plan_undo};
-use mainstay_repository::{PointReader, Repository};
+use mainstay_engine::view::PointView;
+use mainstay_engine::vm;
+use mainstay_repository::Repository;
 use mainstay_workloads::files::{self, Action, OwnerRule, RestoreMode};
 
 use super::{Done, item_path};
@@ -25,13 +27,32 @@ struct Act {
 
 pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
     let request = request(arguments, session)?;
-    let (repository, reader) = session.open_point(&arguments.point)?;
+    let (repository, view) = session.open_view(&arguments.point)?;
+    let view = view.as_ref();
+    if view.info().workload.kind.0 == vm::KIND {
+        check_machine(&request)?;
+    }
     let progress = session.progress();
-    let plan = plan_restore(&reader, &request, progress.as_ref());
+    let plan = plan_restore(view, &request, progress.as_ref());
     drop(progress);
     let plan = plan?;
     let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: !arguments.no_undo };
-    finish(session, &repository, &reader, &plan, &act)
+    finish(session, &repository, view, &plan, &act)
+}
+
+/// The files of a machine do not belong on this one.
+fn check_machine(request: &RestoreRequest) -> Result<()> {
+    if request.placing == Placing::Original {
+        let what = "the point is of a machine, whose files have no place of their own here";
+        return Err(Error::new(Code::Usage, what).hint("name a directory: --to DIR"));
+    }
+    if request.selection.is_empty() {
+        let what = "the point is of a machine: say which of its files to restore";
+        return Err(Error::new(Code::Usage, what).hint(
+            "a path in the machine such as /etc, / for all files, or /@machine for its disks as image files",
+        ));
+    }
+    Ok(())
 }
 
 fn request(arguments: &Restore, session: &Session) -> Result<RestoreRequest> {
@@ -90,7 +111,7 @@ fn owners(chosen: Option<Owners>, session: &Session) -> OwnerRule {
 fn finish(
     session: &mut Session,
     repository: &Repository,
-    reader: &PointReader,
+    reader: &dyn PointView,
     plan: &RestorePlan,
     act: &Act,
 ) -> Done {

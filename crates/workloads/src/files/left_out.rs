@@ -94,7 +94,7 @@ impl LeftOut {
     }
 
     /// Whether what stands at `path`, from `/` on, may be there although the point does not hold it.
-    pub(super) fn keeps(&self, path: &ItemPath) -> bool {
+    pub fn keeps(&self, path: &ItemPath) -> bool {
         let excluded = |root: &ItemPath| {
             let rest = path.as_bytes().get(root.as_bytes().len()..).unwrap_or_default();
             let rest = rest.strip_prefix(b"/").unwrap_or(rest);

@@ -1,0 +1,318 @@
+//! The file systems of a machine joined into one tree, as the machine itself mounts them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use mainstay_core::{Blocks, Code, Error, ItemPath, Kind, Metadata, Piece, Result, StreamReader};
+use mainstay_diskimage::fs::{self, FileSystem, Node, Opened};
+use mainstay_diskimage::volume::{Encryption, Secret, Volume, VolumeId, volumes};
+
+use super::fstab::{self, Device, Line};
+
+/// So many entries of a directory are asked for at once.
+const PAGE_ENTRIES: usize = 4096;
+/// A table of mounts is read up to this length, in bytes.
+const FSTAB_MAX: usize = 1 << 20;
+
+/// Keys for encrypted volumes.
+pub type Keys<'a> = &'a dyn Fn(&VolumeId) -> Option<Secret>;
+
+/// A volume of the machine and what was found on it.
+pub struct VolumeSeen {
+    /// `vda1`, or `group-volume`.
+    pub name: String,
+    pub size: u64,
+    /// What lies on it: `ext4`, `swap space`, `a LUKS container that no key was given for`.
+    pub holds: String,
+    /// Where the machine mounts it, if it was found out.
+    pub mounted: Option<ItemPath>,
+    label: Option<String>,
+    uuid: Option<String>,
+    file_system: Option<Arc<dyn FileSystem>>,
+}
+
+/// The tree.
+pub(super) struct Tree {
+    pub(super) volumes: Vec<VolumeSeen>,
+    /// Outer directories first; the first one is the root if there is one.
+    mounts: Vec<Mount>,
+    pub(super) notes: Vec<String>,
+}
+
+struct Mount {
+    at: ItemPath,
+    base: Node,
+    file_system: Arc<dyn FileSystem>,
+    /// Keeps hard links of different file systems apart.
+    device: u64,
+}
+
+/// A file or directory of the tree.
+#[derive(Clone)]
+pub(super) struct Leaf {
+    file_system: Arc<dyn FileSystem>,
+    node: Node,
+    device: u64,
+}
+
+impl Leaf {
+    pub(super) fn metadata(&self) -> Result<Metadata> {
+        let mut metadata = self.file_system.metadata(self.node)?;
+        if let Some(link) = &mut metadata.hard_link {
+            link.device = self.device;
+        }
+        Ok(metadata)
+    }
+
+    pub(super) fn open(&self) -> Result<Box<dyn StreamReader>> {
+        self.file_system.open(self.node)
+    }
+
+    /// What tells this directory from every other of the tree.
+    pub(super) fn identity(&self) -> (u64, Node) {
+        (self.device, self.node)
+    }
+}
+
+impl Tree {
+    /// Finds volumes and file systems on the disks of a machine. What cannot be understood becomes a note.
+    pub(super) fn of(disks: &[Arc<dyn Blocks>], keys: Keys<'_>) -> Result<Self> {
+        let layout = volumes(disks, keys)?;
+        let mut tree = Self { volumes: Vec::new(), mounts: Vec::new(), notes: layout.notes };
+        for volume in layout.volumes {
+            let seen = tree.look(volume);
+            tree.volumes.push(seen);
+        }
+        tree.mount()?;
+        Ok(tree)
+    }
+
+    fn look(&mut self, volume: Volume) -> VolumeSeen {
+        let name = volume.name.replace('/', "-");
+        let (size, label, uuid) = (volume.blocks.size(), volume.label.clone(), volume.uuid.clone());
+        let (file_system, holds) = if volume.encryption == Encryption::Locked {
+            (None, "encrypted, and no key was given".to_owned())
+        } else {
+            match fs::open(volume.blocks) {
+                Ok(Opened::FileSystem(found)) => {
+                    self.notes.extend(found.about().notes.iter().map(|note| format!("{name}: {note}")));
+                    let holds = found.about().kind.name().to_owned();
+                    (Some(found), holds)
+                }
+                Ok(Opened::Other(other)) => (None, other.name().to_owned()),
+                Err(error) => {
+                    let why = error.chain().join(": ");
+                    self.notes.push(format!("{name}: {why}"));
+                    (None, format!("unreadable: {why}"))
+                }
+            }
+        };
+        VolumeSeen { name, size, holds, mounted: None, label, uuid, file_system }
+    }
+
+    /// Finds the root and mounts what its table says.
+    fn mount(&mut self) -> Result<()> {
+        let Some((root, base, table)) = self.find_root()? else { return Ok(()) };
+        self.add_mount(root, &ItemPath::root(), base);
+        for Line { device, at, base } in table {
+            if at.is_root() {
+                continue;
+            }
+            let Some(volume) = self.volumes.iter().position(|volume| volume.is(&device)) else { continue };
+            let Some(file_system) = self.volumes.get(volume).and_then(|it| it.file_system.clone()) else {
+                continue;
+            };
+            match unless_odd(file_system.lookup(&base))? {
+                Some(base) => self.add_mount(volume, &at, base),
+                None => self.notes.push(format!("/{at}: what the machine mounts there is not on its volume")),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_mount(&mut self, volume: usize, at: &ItemPath, base: Node) {
+        let device = self.volumes.len() as u64 + self.mounts.len() as u64;
+        let Some(seen) = self.volumes.get_mut(volume) else { return };
+        let Some(file_system) = seen.file_system.clone() else { return };
+        seen.mounted.get_or_insert_with(|| at.clone());
+        self.mounts.retain(|mount| mount.at != *at);
+        self.mounts.push(Mount { at: at.clone(), base, file_system, device });
+    }
+
+    /// The volume that the machine runs from: the one with a table of mounts, otherwise the one that looks like a
+    /// system, otherwise the only one.
+    fn find_root(&self) -> Result<Option<(usize, Node, Vec<Line>)>> {
+        let readable = || {
+            self.volumes.iter().enumerate().filter_map(|(index, it)| Some((index, it.file_system.as_ref()?)))
+        };
+        let bases = |found: &Arc<dyn FileSystem>| {
+            // A system on btrfs commonly lives in a subvolume of this name.
+            let usual = found.child(found.root(), b"@").ok().flatten();
+            [Some(found.root()), usual].into_iter().flatten()
+        };
+        for (index, found) in readable() {
+            for base in bases(found) {
+                if let Some(table) = unless_odd(read_table(found.as_ref(), base))?.flatten() {
+                    return Ok(Some((index, base, table)));
+                }
+            }
+        }
+        for (index, found) in readable() {
+            for base in bases(found) {
+                let has = |name: &[u8]| found.child(base, name).ok().flatten().is_some();
+                if has(b"etc") && (has(b"usr") || has(b"bin")) {
+                    return Ok(Some((index, base, Vec::new())));
+                }
+            }
+        }
+        let mut all = readable();
+        Ok(match (all.next(), all.next()) {
+            (Some((index, found)), None) => Some((index, found.root(), Vec::new())),
+            _ => None,
+        })
+    }
+
+    pub(super) fn has_root(&self) -> bool {
+        self.mounts.first().is_some_and(|mount| mount.at.is_root())
+    }
+
+    /// The leaf at a path of the machine.
+    pub(super) fn lookup(&self, path: &ItemPath) -> Result<Option<Leaf>> {
+        let mount = self.mounts.iter().filter(|mount| path.is_within(&mount.at));
+        let Some(mount) = mount.max_by_key(|mount| mount.at.as_bytes().len()) else { return Ok(None) };
+        let below = path.components().skip(mount.at.components().count());
+        mount.leaf().below(below)
+    }
+
+    /// The leaf at a path of one volume.
+    pub(super) fn lookup_volume(&self, name: &[u8], path: &ItemPath) -> Result<Option<Leaf>> {
+        let Some(index) = self.volumes.iter().position(|volume| volume.name.as_bytes() == name) else {
+            return Ok(None);
+        };
+        let Some(file_system) = self.volumes.get(index).and_then(|it| it.file_system.clone()) else {
+            return Ok(None);
+        };
+        let node = file_system.root();
+        Leaf { file_system, node, device: index as u64 }.below(path.components())
+    }
+
+    /// What lies in a directory, sorted by name. `path` is its place in the machine's tree, where other volumes may be
+    /// mounted; `None` on a volume by itself.
+    pub(super) fn children(&self, directory: &Leaf, path: Option<&ItemPath>) -> Result<Vec<(Vec<u8>, Leaf)>> {
+        let mut found = Vec::new();
+        let mut names = HashSet::new();
+        let mut from = 0;
+        loop {
+            let page = directory.file_system.read_dir(directory.node, from, PAGE_ENTRIES)?;
+            for entry in page.entries {
+                // A damaged directory may say a name twice; the first one counts.
+                if names.insert(entry.name.clone()) {
+                    let leaf = Leaf { node: entry.node, ..directory.clone() };
+                    found.push((entry.name, leaf));
+                }
+            }
+            match page.next {
+                Some(next) if next > from => from = next,
+                Some(_) => return Err(Error::integrity("a directory goes round in a circle")),
+                None => break,
+            }
+        }
+        if let Some(path) = path {
+            for (name, leaf) in &mut found {
+                let here = |mount: &&Mount| {
+                    mount.at.parent().as_ref() == Some(path) && mount.at.name() == name.as_slice()
+                };
+                if let Some(mount) = self.mounts.iter().find(here) {
+                    *leaf = mount.leaf();
+                }
+            }
+        }
+        found.sort_unstable_by(|(left, _), (right, _)| left.cmp(right));
+        Ok(found)
+    }
+}
+
+impl Mount {
+    fn leaf(&self) -> Leaf {
+        Leaf { file_system: Arc::clone(&self.file_system), node: self.base, device: self.device }
+    }
+}
+
+impl Leaf {
+    fn below<'a>(mut self, names: impl Iterator<Item = &'a [u8]>) -> Result<Option<Self>> {
+        for name in names {
+            if self.file_system.metadata(self.node)?.kind != Kind::Directory {
+                return Ok(None);
+            }
+            match self.file_system.child(self.node, name)? {
+                Some(node) => self.node = node,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(self))
+    }
+}
+
+impl VolumeSeen {
+    /// Whether files can be read from it.
+    pub fn is_readable(&self) -> bool {
+        self.file_system.is_some()
+    }
+
+    fn is(&self, device: &Device) -> bool {
+        let about = self.file_system.as_ref().map(|found| found.about());
+        let same = |known: &Option<String>, wanted: &str| {
+            known.as_deref().is_some_and(|known| known.eq_ignore_ascii_case(wanted))
+        };
+        match device {
+            Device::Uuid(uuid) => about.is_some_and(|about| about.uuid.eq_ignore_ascii_case(uuid)),
+            Device::Label(label) => about.is_some_and(|about| about.label == label.as_bytes()),
+            Device::PartUuid(uuid) => same(&self.uuid, uuid),
+            Device::PartLabel(label) => self.label.as_ref() == Some(label),
+            Device::Path(path) => self.name == device_name(path),
+        }
+    }
+}
+
+/// The name of a volume for a path below `/dev`: disks have other letters on other buses.
+fn device_name(path: &str) -> String {
+    if let Some(mapped) = path.strip_prefix("mapper/") {
+        return mapped.to_owned();
+    }
+    for bus in ["sd", "hd", "xvd"] {
+        if let Some(rest) = path.strip_prefix(bus) {
+            return format!("vd{rest}");
+        }
+    }
+    path.replace('/', "-")
+}
+
+fn read_table(found: &dyn FileSystem, base: Node) -> Result<Option<Vec<Line>>> {
+    let Some(etc) = found.child(base, b"etc")? else { return Ok(None) };
+    let Some(table) = found.child(etc, b"fstab")? else { return Ok(None) };
+    let metadata = found.metadata(table)?;
+    if metadata.kind != Kind::File || metadata.size > FSTAB_MAX as u64 {
+        return Ok(None);
+    }
+    let (mut stream, mut text) = (found.open(table)?, vec![0; FSTAB_MAX]);
+    let mut held = 0;
+    loop {
+        match stream.read(text.get_mut(held..).unwrap_or_default())? {
+            Piece::Data(length) => held += length,
+            Piece::Hole(_) => {}
+            Piece::End => break,
+        }
+    }
+    Ok(Some(fstab::parse(text.get(..held).unwrap_or_default())))
+}
+
+/// `None` for what a guest may have got wrong.
+fn unless_odd<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.code(), Code::Integrity | Code::Unsupported | Code::NotFound) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -14,8 +14,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mainstay-nbd", &["mainstay-core"]),
     ("mainstay-repository", &["mainstay-core"]),
     ("mainstay-workloads", &["mainstay-core"]),
-    ("mainstay-engine", &["mainstay-core", "mainstay-repository", "mainstay-workloads"]),
-    ("mainstay", &["mainstay-core", "mainstay-repository", "mainstay-workloads", "mainstay-engine"]),
+    (
+        "mainstay-engine",
+        &["mainstay-core", "mainstay-repository", "mainstay-workloads", "mainstay-diskimage", "mainstay-nbd"],
+    ),
+    (
+        "mainstay",
+        &[
+            "mainstay-core",
+            "mainstay-repository",
+            "mainstay-workloads",
+            "mainstay-diskimage",
+            "mainstay-nbd",
+            "mainstay-engine",
+        ],
+    ),
     ("mainstay-testkit", &["mainstay-core"]),
     ("xtask", &["mainstay-core"]),
 ];

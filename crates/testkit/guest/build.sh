@@ -1,9 +1,9 @@
 #!/bin/sh
 # build.sh PACKAGES OUT: makes a small Linux guest out of Debian packages, on files alone: no root, no mount, no loop
-# device, and nothing is run that was fetched, but for the dynamic loader.
+# device, nothing installed.
 #
-#   OUT/vmlinuz, OUT/initrd.img   started directly by the emulator: root=/dev/vda1 rw
-#   OUT/disk.qcow2                GPT; partition 1 is ext4 with busybox, the real guest agent and the writer
+#   OUT/disk.qcow2                boots by itself; GPT; partition 1 is ext4 with busybox, the real guest agent, the writer
+#   OUT/vmlinuz, OUT/initrd.img   the same kernel for an emulator that starts it directly: root=auto rw
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 packages=$(cd "$1" && pwd)
@@ -37,7 +37,7 @@ first=$work/first
 mkdir -p "$first/bin" "$first/dev" "$first/proc" "$first/sys" "$first/root" "$first/drivers"
 cp "$work/debian/bin/busybox" "$first/bin/busybox"
 install -m 755 "$here/first-init" "$first/init"
-for name in virtio_pci virtio_blk virtio_scsi sd_mod ahci nvme virtio_console crc32c_generic ext4; do
+for name in virtio_pci virtio_blk virtio_scsi sd_mod nvme virtio_console crc32c_generic ext4; do
   driver "$name"
 done | awk '!seen[$0]++' | while read -r file; do
   cp "$file" "$first/drivers/"
@@ -66,15 +66,36 @@ depmod -b "$root" "$version" 2> /dev/null
 cp "$work/debian/usr/sbin/qemu-ga" "$root/usr/sbin/"
 loader=$(find "$work/debian/lib" "$work/debian/usr/lib" -name 'ld-linux-x86-64.so.2' | head -n 1)
 at=lib/x86_64-linux-gnu
+load() { "$loader" --library-path "$work/debian/$at:$work/debian/usr/$at" "$@"; }
 mkdir -p "$root/$at" "$root/lib64"
 cp -L "$loader" "$root/lib64/"
-"$loader" --library-path "$work/debian/$at:$work/debian/usr/$at" --list "$root/usr/sbin/qemu-ga" |
+load --list "$root/usr/sbin/qemu-ga" |
   awk '$3 ~ /^\// { print $3 }' | while read -r file; do cp -L "$file" "$root/$at/"; done
+mkdir "$root/boot"
+cp "$out/vmlinuz" "$out/initrd.img" "$root/boot/"
 
 disk=$work/disk.raw
 truncate -s 256M "$disk"
-sgdisk --clear --new=1:2048:0 --typecode=1:8300 --change-name=1:root "$disk" > /dev/null
+sgdisk --clear --new=1:2048:0 --typecode=1:8300 --change-name=1:root --set-alignment=1 --new=2:34:2047 --typecode=2:ef02 \
+  "$disk" > /dev/null
 sectors=$(sgdisk --info=1 "$disk" | awk '/^Partition size:/ { print $3 }')
 mke2fs -q -t ext4 -L root -E offset=$((2048 * 512)),root_owner=0:0,nodiscard,lazy_itable_init=0 -d "$root" "$disk" \
   "$((sectors / 2))k"
+
+# The boot loader. Its first sector and its core each hold the number of the sector where they go on; GRUB's own
+# installer would want a device to ask. Places: boot.img has it at byte 0x5c, the core at byte 0x1f4, little-endian.
+grub=$work/debian/usr/lib/grub/i386-pc
+cat > "$work/grub.cfg" << END
+set root=(hd0,gpt1)
+linux /boot/vmlinuz root=auto rw quiet console=ttyS0 panic=1
+initrd /boot/initrd.img
+boot
+END
+load "$work/debian/usr/bin/grub-mkimage" --directory "$grub" --format i386-pc --output "$work/core.img" \
+  --prefix '(hd0,gpt1)/boot' --config "$work/grub.cfg" biosdisk part_gpt ext2 linux
+put() { dd bs=1 seek="$2" conv=notrunc of="$1" status=none; }
+printf '\042' | put "$grub/boot.img" $((0x5c))
+printf '\043' | put "$work/core.img" $((0x1f4))
+head -c 440 "$grub/boot.img" | put "$disk" 0
+dd if="$work/core.img" of="$disk" bs=512 seek=34 conv=notrunc status=none
 qemu-img convert -O qcow2 "$disk" "$out/disk.qcow2"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mainstay_testkit::lab::{
-    DomainPlan, Fsck, GuestPlan, Libvirt, StorageDaemon, check_rounds, compare, fsck, to_raw, tree,
+    Bus, DomainPlan, Fsck, GuestPlan, Libvirt, StorageDaemon, check_rounds, compare, fsck, to_raw, tree,
 };
 use serde_json::json;
 
@@ -74,8 +74,8 @@ fn the_storage_daemon_plays_a_machine_that_is_killed_and_started_again() {
 #[test]
 fn libvirt_lists_what_is_defined_and_a_domain_freezes_and_dies() {
     let libvirt = Libvirt::start().unwrap();
-    let domain = libvirt.define(&DomainPlan { name: "web", blank: &[32] }).unwrap();
-    libvirt.define(&DomainPlan { name: "idle", blank: &[] }).unwrap();
+    let domain = libvirt.define(&DomainPlan { name: "web", blank: &[32], ..Default::default() }).unwrap();
+    libvirt.define(&DomainPlan { name: "idle", ..Default::default() }).unwrap();
     let names = libvirt.virsh(&["list", "--all", "--name"]).unwrap();
     assert_eq!(names.split_whitespace().collect::<Vec<_>>(), ["idle", "web"]);
     domain.start().unwrap();
@@ -87,4 +87,10 @@ fn libvirt_lists_what_is_defined_and_a_domain_freezes_and_dies() {
     domain.start().unwrap();
     domain.inside().wait().unwrap();
     domain.shut_down().unwrap();
+}
+#[test]
+fn a_disk_boots_by_itself_on_another_bus() {
+    let guest = GuestPlan::new().unwrap().bus(Bus::Nvme).boots_itself().start().unwrap();
+    guest.inside().wait().unwrap();
+    assert!(guest.inside().run_well("grep ' / ' /proc/mounts").unwrap().starts_with("/dev/nvme0n1p1"));
 }

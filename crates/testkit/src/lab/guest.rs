@@ -19,7 +19,7 @@ pub enum Bus {
     #[default]
     Virtio,
     Scsi,
-    Sata,
+    Nvme,
 }
 
 /// A guest about to start.
@@ -31,7 +31,7 @@ pub struct GuestPlan {
     nodes: Vec<Value>,
     files: Vec<PathBuf>,
     bus: Bus,
-    root: String,
+    itself: bool,
     words: Vec<String>,
 }
 
@@ -44,7 +44,7 @@ impl GuestPlan {
             nodes: Vec::new(),
             files: Vec::new(),
             bus: Bus::Virtio,
-            root: "/dev/vda1".into(),
+            itself: false,
             words: Vec::new(),
         })
     }
@@ -85,7 +85,13 @@ impl GuestPlan {
     #[must_use]
     pub fn bus(mut self, bus: Bus) -> Self {
         self.bus = bus;
-        self.root = if bus == Bus::Virtio { "/dev/vda1" } else { "/dev/sda1" }.into();
+        self
+    }
+
+    /// Lets the machine boot by itself, from the boot loader on its first disk, instead of starting the kernel for it.
+    #[must_use]
+    pub fn boots_itself(mut self) -> Self {
+        self.itself = true;
         self
     }
 
@@ -124,9 +130,11 @@ impl GuestPlan {
                 .collect();
         let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
         add("-name", "mainstay-test".into());
-        add("-kernel", self.image.kernel.display().to_string());
-        add("-initrd", self.image.initrd.display().to_string());
-        add("-append", format!("console=ttyS0 root={} rw quiet panic=1", self.root));
+        if !self.itself {
+            add("-kernel", self.image.kernel.display().to_string());
+            add("-initrd", self.image.initrd.display().to_string());
+            add("-append", "console=ttyS0 root=auto rw quiet panic=1".into());
+        }
         add("-serial", format!("file:{}", at("console")));
         // One monitor for the product and one for the test: each speaks to one client at a time.
         for name in ["qmp", "qmp-test"] {
@@ -145,9 +153,11 @@ impl GuestPlan {
             let kind = match self.bus {
                 Bus::Virtio => "virtio-blk-pci".to_owned(),
                 Bus::Scsi => "scsi-hd,bus=scsi.0".to_owned(),
-                Bus::Sata => format!("ide-hd,bus=ide.{number}"),
+                Bus::Nvme => "nvme".to_owned(),
             };
-            add("-device", format!("{kind},drive=disk{number},id=dev{number},serial=serial{number}"));
+            let order = if self.itself { format!(",bootindex={number}") } else { String::new() };
+            let names = format!("drive=disk{number},id=dev{number},serial=serial{number}");
+            add("-device", format!("{kind},{names}{order}"));
         }
         words.extend(self.words.iter().cloned());
         words
@@ -243,7 +253,8 @@ impl Guest {
             daemon.check()?;
             Ok(socket.exists().then_some(()))
         })?;
-        self.monitor().map(drop)
+        // It may open its monitor and then find something wrong with what it was told.
+        self.monitor().map(drop).map_err(|error| error.during(self.daemon.words()))
     }
 }
 

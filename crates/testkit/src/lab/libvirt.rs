@@ -82,7 +82,7 @@ impl Libvirt {
             disks.push(data);
         }
         let xml = at.join("domain.xml");
-        std::fs::write(&xml, domain_xml(plan.name, &image, &disks, &at))
+        std::fs::write(&xml, domain_xml(plan, &image, &disks, &at))
             .map_err(super::io("cannot write the domain's description"))?;
         self.virsh(&["define", &xml.to_string_lossy()])?;
         Ok(Domain {
@@ -110,6 +110,8 @@ pub struct DomainPlan<'a> {
     pub name: &'a str,
     /// The sizes of more disks, in MiB.
     pub blank: &'a [u64],
+    /// From the boot loader on its first disk, as machines do; a kernel given to the emulator is there sooner.
+    pub boots_itself: bool,
 }
 
 /// A domain of the lab's libvirt.
@@ -195,7 +197,7 @@ impl Drop for Domain<'_> {
     }
 }
 
-fn domain_xml(name: &str, image: &GuestImage, disks: &[PathBuf], at: &Path) -> String {
+fn domain_xml(plan: &DomainPlan<'_>, image: &GuestImage, disks: &[PathBuf], at: &Path) -> String {
     let disk = |(letter, path): (char, &PathBuf)| {
         format!(
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2' discard='unmap'/>\
@@ -203,6 +205,13 @@ fn domain_xml(name: &str, image: &GuestImage, disks: &[PathBuf], at: &Path) -> S
             path.display()
         )
     };
+    let name = plan.name;
+    let kernel = format!(
+        "<kernel>{}</kernel><initrd>{}</initrd><cmdline>console=ttyS0 root=auto rw quiet panic=1</cmdline>",
+        image.kernel.display(),
+        image.initrd.display()
+    );
+    let boot = if plan.boots_itself { "<boot dev='hd'/>" } else { &kernel };
     let disks: String = ('a'..='z').zip(disks).map(disk).collect();
     format!(
         "<domain type='qemu'>
@@ -211,9 +220,7 @@ fn domain_xml(name: &str, image: &GuestImage, disks: &[PathBuf], at: &Path) -> S
 <vcpu>1</vcpu>
 <os>
 <type arch='x86_64' machine='q35'>hvm</type>
-<kernel>{kernel}</kernel>
-<initrd>{initrd}</initrd>
-<cmdline>console=ttyS0 root=/dev/vda1 rw quiet panic=1</cmdline>
+{boot}
 </os>
 <features><acpi/></features>
 <cpu mode='custom'><model>qemu64</model></cpu>
@@ -226,8 +233,6 @@ fn domain_xml(name: &str, image: &GuestImage, disks: &[PathBuf], at: &Path) -> S
 </devices>
 </domain>
 ",
-        kernel = image.kernel.display(),
-        initrd = image.initrd.display(),
         at = at.display(),
     )
 }

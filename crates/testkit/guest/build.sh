@@ -37,7 +37,7 @@ first=$work/first
 mkdir -p "$first/bin" "$first/dev" "$first/proc" "$first/sys" "$first/root" "$first/drivers"
 cp "$work/debian/bin/busybox" "$first/bin/busybox"
 install -m 755 "$here/first-init" "$first/init"
-for name in virtio_pci virtio_blk virtio_scsi sd_mod nvme virtio_console crc32c_generic ext4; do
+for name in virtio_pci virtio_blk virtio_scsi sd_mod nvme virtio_console crc32c_generic ext4 button evdev; do
   driver "$name"
 done | awk '!seen[$0]++' | while read -r file; do
   cp "$file" "$first/drivers/"
@@ -48,9 +48,12 @@ done
 # --- the disk
 root=$work/root
 mkdir -p "$root/bin" "$root/sbin" "$root/etc/qemu" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" \
-  "$root/var/log" "$root/root" "$root/data" "$root/mnt" "$root/usr/sbin" "$root/usr/bin"
+  "$root/var/log" "$root/root" "$root/data" "$root/mnt" "$root/usr/sbin" "$root/usr/bin" \
+  "$root/etc/acpi/PWRF"
 cp "$work/debian/bin/busybox" "$root/bin/busybox"
 for name in init writer shutdown; do install -m 755 "$here/$name" "$root/sbin/$name"; done
+# What the power button does.
+ln -s /sbin/shutdown "$root/etc/acpi/PWRF/00000080"
 install -m 755 "$here/freeze-hook" "$root/etc/qemu/fsfreeze-hook"
 echo 'root::0:0:root:/root:/bin/sh' > "$root/etc/passwd"
 echo 'root:x:0:' > "$root/etc/group"

@@ -228,9 +228,14 @@ impl Guest {
         self.daemon.kill();
     }
 
-    /// Shuts the guest down in order and waits for it.
+    /// Presses the power button and waits until the guest has shut down in order.
     pub fn shut_down(&mut self) -> Result<()> {
-        self.inside.run_well("shutdown")?;
+        self.monitor()?.run("system_powerdown", json!({}))?;
+        self.wait_for_end()
+    }
+
+    /// Waits until the guest has shut down, whoever asked it to.
+    pub fn wait_for_end(&mut self) -> Result<()> {
         let daemon = &mut self.daemon;
         patiently("the guest's end", PATIENCE, || Ok(daemon.has_ended()?.then_some(())))?;
         self.daemon.kill();

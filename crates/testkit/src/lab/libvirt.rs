@@ -140,7 +140,7 @@ impl Domain<'_> {
 
     /// Shuts the guest down in order and waits for it.
     pub fn shut_down(&self) -> Result<()> {
-        self.inside.run_well("shutdown")?;
+        self.libvirt.virsh(&["shutdown", &self.name, "--mode", "acpi"])?;
         self.wait_until("shut off")
     }
 

@@ -49,6 +49,13 @@ impl<'a> Fields<'a> {
     pub(crate) fn le64(&self, at: usize) -> Result<u64> {
         self.array(at).map(u64::from_le_bytes)
     }
+
+    /// A field of text that ends at its first NUL; what is not UTF-8 is replaced.
+    pub(crate) fn text(&self, at: usize, length: usize) -> Result<String> {
+        let field = self.take(at, length)?;
+        let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
+        Ok(String::from_utf8_lossy(&field[..end]).into_owned())
+    }
 }
 
 /// `length` bytes from `offset` on. The caller has bounded `length`; bytes beyond the end are an error.

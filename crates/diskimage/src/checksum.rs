@@ -1,6 +1,7 @@
-//! The checksum of GPT. Short tables are all it guards.
+//! The two checksums of disk formats: CRC-32 (GPT, LVM) and CRC-32C (VHDX). Short tables are all they guard.
 
 const IEEE: [u32; 256] = table(0xEDB8_8320);
+const CASTAGNOLI: [u32; 256] = table(0x82F6_3B78);
 
 const fn table(polynomial: u32) -> [u32; 256] {
     let mut table = [0; 256];
@@ -27,12 +28,22 @@ pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     !register(&IEEE, !0, bytes)
 }
 
+/// CRC-32 as LVM uses it: another start, and the register as it is.
+pub(crate) fn lvm(bytes: &[u8]) -> u32 {
+    register(&IEEE, 0xF597_A6CF, bytes)
+}
+
+/// CRC-32C as VHDX uses it.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    !register(&CASTAGNOLI, !0, bytes)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::crc32;
+    use super::{crc32, crc32c};
 
     #[test]
-    fn the_published_check_value() {
-        assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+    fn the_published_check_values() {
+        assert_eq!([crc32(b"123456789"), crc32c(b"123456789")], [0xCBF4_3926, 0xE306_9283]);
     }
 }

@@ -5,6 +5,8 @@
 
 mod files;
 mod qcow2;
+mod vhdx;
+mod vmdk;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -150,12 +152,8 @@ impl Opening<'_> {
         let blocks = match format {
             Format::Raw => base,
             Format::Qcow2 => qcow2::open(self, base, path, naming).map_err(failed)?,
-            Format::Vmdk | Format::Vhdx => {
-                return Err(failed(Error::new(
-                    Code::Unsupported,
-                    format!("{format} images are not read yet"),
-                )));
-            }
+            Format::Vmdk => vmdk::open(self, base, path, naming).map_err(failed)?,
+            Format::Vhdx => vhdx::open(&base).map_err(failed)?,
         };
         self.chain.pop();
         Ok((format, blocks))

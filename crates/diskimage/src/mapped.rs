@@ -52,11 +52,16 @@ impl<M: Map> Mapped<M> {
         Ok((place, length.min(wanted)))
     }
 
-    fn device(&self, device: usize) -> Result<&Arc<dyn Blocks>> {
-        self.0
-            .devices()
-            .get(device)
-            .ok_or_else(|| Error::bug(format!("a mapped device has no part {device}")))
+    /// The device, which must have `length` bytes at `offset`: the map may have been written to mislead.
+    fn device(&self, device: usize, offset: u64, length: u64) -> Result<&Arc<dyn Blocks>> {
+        let found = self.0.devices().get(device);
+        let found = found.ok_or_else(|| Error::bug(format!("a mapped device has no part {device}")))?;
+        if offset.checked_add(length).is_none_or(|end| end > found.size()) {
+            let size = found.size();
+            return Err(Error::integrity(format!("{length} bytes should lie at {offset} of {size}"))
+                .hint("The image may be cut short."));
+        }
+        Ok(found)
     }
 }
 
@@ -77,7 +82,7 @@ impl<M: Map> Blocks for Mapped<M> {
                 Place::Zero => push(&mut extents, extent(here, ExtentKind::Zero)),
                 Place::Packed { .. } => push(&mut extents, extent(here, ExtentKind::Data)),
                 Place::At { device, offset } => {
-                    for below in self.device(device)?.extents(offset..offset + length)? {
+                    for below in self.device(device, offset, length)?.extents(offset..offset + length)? {
                         let start = at + (below.range.start - offset);
                         let range = start..start + (below.range.end - below.range.start);
                         push(&mut extents, Extent { range, ..below });
@@ -106,7 +111,9 @@ impl<M: Map> Blocks for Mapped<M> {
             let (here, after) = rest.split_at_mut(length);
             match place {
                 Place::Hole | Place::Zero => here.fill(0),
-                Place::At { device, offset } => self.device(device)?.read_at(offset, here)?,
+                Place::At { device, offset } => {
+                    self.device(device, offset, here.len() as u64)?.read_at(offset, here)?;
+                }
                 Place::Packed { packed, skip } => {
                     let whole = self.0.unpack(packed)?;
                     let part = skip.checked_add(length).and_then(|end| whole.get(skip..end));
@@ -120,5 +127,23 @@ impl<M: Map> Blocks for Mapped<M> {
             at += length as u64;
         }
         Ok(())
+    }
+}
+
+impl<M: Map> Map for Arc<M> {
+    fn size(&self) -> u64 {
+        self.as_ref().size()
+    }
+
+    fn devices(&self) -> &[Arc<dyn Blocks>] {
+        self.as_ref().devices()
+    }
+
+    fn place(&self, offset: u64, wanted: u64) -> Result<(Place, u64)> {
+        self.as_ref().place(offset, wanted)
+    }
+
+    fn unpack(&self, packed: u64) -> Result<Arc<[u8]>> {
+        self.as_ref().unpack(packed)
     }
 }

@@ -5,13 +5,19 @@ use miniz_oxide::inflate::decompress_slice_iter_to_slice;
 
 /// Fills `whole` from a raw deflate stream; what follows the stream is not looked at.
 pub(crate) fn deflate(stored: &[u8], whole: &mut [u8]) -> Result<()> {
-    inflate(stored, whole, false)
+    let length = inflate(stored, whole, false)?;
+    full(length, whole.len())
 }
 
-fn inflate(stored: &[u8], whole: &mut [u8], zlib: bool) -> Result<()> {
-    let length = decompress_slice_iter_to_slice(whole, std::iter::once(stored), zlib, false)
-        .map_err(|status| Error::integrity(format!("compressed data does not unpack ({status:?})")))?;
-    full(length, whole.len())
+/// Fills at least `least` bytes of `whole` from a zlib stream.
+pub(crate) fn zlib(stored: &[u8], whole: &mut [u8], least: usize) -> Result<()> {
+    let length = inflate(stored, whole, true)?;
+    if length >= least { Ok(()) } else { full(length, least) }
+}
+
+fn inflate(stored: &[u8], whole: &mut [u8], zlib: bool) -> Result<usize> {
+    decompress_slice_iter_to_slice(whole, std::iter::once(stored), zlib, false)
+        .map_err(|status| Error::integrity(format!("compressed data does not unpack ({status:?})")))
 }
 
 /// Fills `whole` from zstd frames; what follows them is not looked at.

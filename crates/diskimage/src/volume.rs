@@ -1,12 +1,16 @@
 //! Volumes: what can hold a file system. Partitions, whole disks, logical volumes of LVM, and what LUKS encrypts.
 
+mod luks;
+mod lvm;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mainstay_core::{Blocks, Result};
+use mainstay_core::{Blocks, Code, Error, Result};
 use zeroize::Zeroizing;
 
+use crate::bytes;
 use crate::compose::Window;
 use crate::partition::{PartitionKind, partitions};
 
@@ -99,15 +103,32 @@ trait OnDisks: Send + Sync {
     fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>);
 }
 
-/// A stretch of one disk that begins at byte `start` of it.
+/// A stretch of one disk, in bytes of it.
 struct Stretch {
     disk: usize,
-    start: u64,
+    range: Range<u64>,
 }
 
 impl OnDisks for Stretch {
     fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>) {
-        places.push((self.disk, range.start + self.start..range.end + self.start));
+        // Metadata may speak of more than there is.
+        let end = range.end.saturating_add(self.range.start).min(self.range.end);
+        let start = range.start.saturating_add(self.range.start);
+        if start < end {
+            places.push((self.disk, start..end));
+        }
+    }
+}
+
+/// The place of a volume that begins `by` bytes into another.
+struct Shifted {
+    place: Arc<dyn OnDisks>,
+    by: u64,
+}
+
+impl OnDisks for Shifted {
+    fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>) {
+        self.place.add(range.start.saturating_add(self.by)..range.end.saturating_add(self.by), places);
     }
 }
 
@@ -115,37 +136,137 @@ impl OnDisks for Stretch {
 ///
 /// What cannot be understood is a note; only reading itself fails.
 pub fn volumes(disks: &[Arc<dyn Blocks>], keys: &dyn Fn(&VolumeId) -> Option<Secret>) -> Result<Layout> {
-    let _not_yet = keys;
-    let mut layout = Layout { volumes: Vec::new(), notes: Vec::new() };
+    let mut search = Search { keys, volumes: Vec::new(), physical: Vec::new(), notes: Vec::new() };
     for (number, disk) in disks.iter().enumerate() {
+        search.disk(number, disk)?;
+    }
+    let physical = std::mem::take(&mut search.physical);
+    for volume in lvm::logical(physical, &mut search.notes) {
+        search.add(volume, true)?;
+    }
+    Ok(Layout { volumes: search.volumes, notes: search.notes })
+}
+
+/// Volumes while they are looked for.
+struct Search<'a> {
+    keys: &'a dyn Fn(&VolumeId) -> Option<Secret>,
+    volumes: Vec<Volume>,
+    /// Those that LVM makes other volumes of.
+    physical: Vec<lvm::Physical>,
+    notes: Vec<String>,
+}
+
+impl Search<'_> {
+    fn disk(&mut self, number: usize, disk: &Arc<dyn Blocks>) -> Result<()> {
         let name = disk_name(number);
-        let table = partitions(&**disk)?;
-        layout.notes.extend(table.notes.iter().map(|note| format!("{name}: {note}")));
+        let table = partitions(&**disk);
+        let table = self.noted(&name, "its partition table cannot be read", table)?.unwrap_or_default();
+        self.notes.extend(table.notes.iter().map(|note| format!("{name}: {note}")));
         if table.partitions.is_empty() {
-            layout.volumes.push(Volume {
+            let volume = Volume {
                 name,
                 kind: VolumeKind::Disk,
                 label: None,
                 uuid: None,
                 blocks: Arc::clone(disk),
                 encryption: Encryption::None,
-                place: Arc::new(Stretch { disk: number, start: 0 }),
-            });
-            continue;
+                place: Arc::new(Stretch { disk: number, range: 0..disk.size() }),
+            };
+            return self.add(volume, false);
         }
         for partition in table.partitions {
-            layout.volumes.push(Volume {
+            let volume = Volume {
                 name: format!("{name}{}", partition.number),
                 kind: VolumeKind::Partition(partition.kind),
                 label: partition.label,
                 uuid: partition.uuid,
-                place: Arc::new(Stretch { disk: number, start: partition.range.start }),
+                place: Arc::new(Stretch { disk: number, range: partition.range.clone() }),
                 blocks: Arc::new(Window::new(Arc::clone(disk), partition.range)?),
                 encryption: Encryption::None,
-            });
+            };
+            self.add(volume, false)?;
+        }
+        Ok(())
+    }
+
+    /// Unlocks a volume if need be, and keeps it: for LVM, unless it came from there, or as what it is.
+    fn add(&mut self, volume: Volume, logical: bool) -> Result<()> {
+        let volume = self.unlock(volume)?;
+        let label = lvm::label(&*volume.blocks);
+        match self.noted(&volume.name, "LVM's label cannot be read", label)?.flatten() {
+            Some(label) if !logical => {
+                self.physical.push(lvm::Physical::read(volume, label, &mut self.notes));
+                return Ok(());
+            }
+            Some(_) => self.notes.push(format!("{}: LVM on a logical volume is not followed.", volume.name)),
+            None => {}
+        }
+        let told = told(&*volume.blocks);
+        if let Some(told) = self.noted(&volume.name, "its first bytes cannot be read", told)?.flatten() {
+            self.notes.push(format!("{} is {told}, which is not read.", volume.name));
+        }
+        self.volumes.push(volume);
+        Ok(())
+    }
+
+    /// The volume as LUKS hides it, or as it is.
+    fn unlock(&mut self, mut volume: Volume) -> Result<Volume> {
+        let header = luks::header(&*volume.blocks);
+        let broken = header.is_err();
+        let Some(luks) = self.noted(&volume.name, "its encryption cannot be read", header)?.flatten() else {
+            volume.encryption = if broken { Encryption::Locked } else { Encryption::None };
+            return Ok(volume);
+        };
+        volume.encryption = Encryption::Locked;
+        volume.uuid = Some(luks.uuid.clone());
+        volume.label = luks.label.clone().or(volume.label);
+        let id = VolumeId { name: volume.name.clone(), uuid: volume.uuid.clone() };
+        let Some(secret) = (self.keys)(&id) else { return Ok(volume) };
+        let unlocked = luks.unlock(&volume.blocks, &secret);
+        match self.noted(&volume.name, "it cannot be unlocked", unlocked)? {
+            Some(Some(plain)) => {
+                volume.blocks = Arc::new(plain);
+                volume.place = Arc::new(Shifted { place: volume.place, by: luks.start() });
+                volume.encryption = Encryption::Unlocked;
+            }
+            Some(None) => {
+                self.notes.push(format!("{}: the key that was given does not open it.", volume.name));
+            }
+            None => {}
+        }
+        Ok(volume)
+    }
+
+    /// What cannot be understood becomes a note and `None`.
+    fn noted<T>(&mut self, name: &str, what: &str, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if understanding(&error) => {
+                self.notes.push(format!("{name}: {what}: {}.", error.chain().join(": ")));
+                Ok(None)
+            }
+            Err(error) => Err(error.during(format!("cannot read {name}"))),
         }
     }
-    Ok(layout)
+}
+
+/// Whether an error is about the bytes rather than about getting them.
+fn understanding(error: &Error) -> bool {
+    matches!(error.code(), Code::Integrity | Code::Unsupported | Code::Refused)
+}
+
+/// What is known by its looks and not read.
+fn told(blocks: &dyn Blocks) -> Result<Option<&'static str>> {
+    let head = bytes::read_up_to(blocks, 0, 4100)?;
+    let at = |place: usize, mark: &[u8]| head.get(place..place + mark.len()) == Some(mark);
+    let raid = [0xFC, 0x4E, 0x2B, 0xA9];
+    Ok(if at(3, b"-FVE-FS-") {
+        Some("encrypted with BitLocker")
+    } else if at(0, &raid) || at(4096, &raid) {
+        Some("a part of a Linux RAID")
+    } else {
+        None
+    })
 }
 
 /// The name that Linux would give the virtual disk of this number: `vda` to `vdz`, then `vdaa`.

@@ -2,7 +2,13 @@
 
 #![cfg(test)]
 
+mod chains;
+mod containers;
+mod hostile;
+mod luks;
+mod lvm;
 mod partitions;
 mod qcow2;
 mod refit;
 mod tools;
+mod vhdx_log;

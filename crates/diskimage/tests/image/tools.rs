@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use mainstay_core::{Blocks, ExtentKind};
+use mainstay_diskimage::container::{Directories, Format, OpenedImage, open};
 use mainstay_testkit::Rng;
 use serde_json::Value;
 
@@ -19,10 +20,10 @@ pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<I
     command.args(arguments).env("PATH", PATH);
     let output =
         command.output().unwrap_or_else(|error| panic!("{program}: {error}; see `cargo xtask setup`"));
-    let (said, complained) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?} failed: {said}{complained}");
-    said.into_owned()
+    let said = [output.stdout, if output.status.success() { Vec::new() } else { output.stderr }].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{program} failed: {said}");
+    said
 }
 
 /// As [`run`], with this on its standard input.
@@ -105,4 +106,41 @@ pub(crate) fn assert_extents(blocks: &dyn Blocks, image: &Path, format: &str, ex
             }
         }
     }
+}
+
+/// Opens the image by its content and compares everything with what QEMU reads.
+pub(crate) fn check(image: &Path, format: Format, random: &mut Rng) -> OpenedImage {
+    let opened = open(image, None, &Directories::of(image).unwrap()).unwrap();
+    assert_eq!(opened.format, format);
+    let name = format.to_string().to_lowercase();
+    let expected = raw(image, &name);
+    assert_reads(&*opened.blocks, &expected, random);
+    assert_extents(&*opened.blocks, image, &name, &expected);
+    opened
+}
+
+/// Random writes, zeros and discards, as one run of qemu-io makes them. In a `fresh` image some clusters are written
+/// compressed before; 2 MiB is a multiple of every cluster.
+pub(crate) fn scribble(image: &Path, format: &str, size: u64, fresh: bool, random: &mut Rng) {
+    let mut commands = Vec::new();
+    if fresh {
+        let mut places: Vec<u64> = (0..size >> 21).collect();
+        random.shuffle(&mut places);
+        for place in places.iter().take(3) {
+            commands.push(format!("write -c -P {} {}M 2M", random.range(1..256), place * 2));
+        }
+    }
+    for _ in 0..40 {
+        let offset = random.range(0..size / 512) * 512;
+        let length = (random.range(1..300) * 512).min(size - offset);
+        commands.push(match random.range(0..10) {
+            0 => format!("write -z {offset} {length}"),
+            1 => format!("write -z -u {offset} {length}"),
+            2 => format!("discard {offset} {length}"),
+            _ => format!("write -P {} {offset} {length}", random.range(1..256)),
+        });
+    }
+    let commands = commands.into_iter().flat_map(|command| ["-c".to_owned(), command]);
+    let arguments = ["-f", format].map(str::to_owned).into_iter().chain(commands);
+    run("qemu-io", arguments.chain([image.display().to_string()]));
 }

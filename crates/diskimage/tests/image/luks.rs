@@ -135,39 +135,34 @@ fn the_key_is_asked_for_by_name_and_identity() {
     assert_eq!(volumes(&[disk], &ask).unwrap().volumes[0].encryption, Encryption::Unlocked);
 }
 
-#[test]
-fn what_is_not_read_is_refused_in_words() {
+/// Formats, changes the bytes, and returns why the key does not open it.
+fn refusal(options: &str, change: impl Fn(&mut [u8])) -> String {
     let folder = tempfile::tempdir().unwrap();
     let (image, key) = (folder.path().join("image"), folder.path().join("key"));
     std::fs::write(&key, "hush").unwrap();
-    let refusals: [(&str, &str, fn(&mut [u8])); 4] = [
-        ("luks1 --pbkdf-force-iterations 1000", "serpent", |bytes| {
-            bytes[8..16].copy_from_slice(b"serpent\0")
-        }),
-        ("luks1 --pbkdf-force-iterations 1000", "whirlpool", |bytes| {
-            bytes[72..82].copy_from_slice(b"whirlpool\0")
-        }),
-        ("luks1 --pbkdf-force-iterations 1000", "more work", |bytes| bytes[212..216].fill(0xFF)),
-        ("luks2 --pbkdf argon2id --pbkdf-memory 1024 --pbkdf-force-iterations 4", "more work", |bytes| {
-            for at in [0, 0x4000] {
-                demand(&mut bytes[at..at + 0x4000]);
-            }
-        }),
-    ];
-    for (options, word, change) in refusals {
-        std::fs::File::create(&image).unwrap().set_len(20 << 20).unwrap();
-        shell(&format!(
-            "cryptsetup -q luksFormat --key-file {} --type {options} {}",
-            key.display(),
-            image.display()
-        ));
-        let mut bytes = std::fs::read(&image).unwrap();
-        change(&mut bytes);
-        std::fs::write(&image, bytes).unwrap();
-        let layout = layout(&image, Some(b"hush"));
-        assert_eq!(layout.volumes[0].encryption, Encryption::Locked);
-        assert!(layout.notes[0].contains(word), "{:?}", layout.notes);
+    std::fs::File::create(&image).unwrap().set_len(20 << 20).unwrap();
+    shell(&format!("cryptsetup -q luksFormat --key-file {} {options} {}", key.display(), image.display()));
+    let mut bytes = std::fs::read(&image).unwrap();
+    change(&mut bytes);
+    std::fs::write(&image, bytes).unwrap();
+    let mut layout = layout(&image, Some(b"hush"));
+    assert_eq!(layout.volumes[0].encryption, Encryption::Locked);
+    layout.notes.remove(0)
+}
+
+#[test]
+fn what_is_not_read_is_refused_in_words() {
+    let changes: [(usize, &[u8], &str); 3] =
+        [(8, b"serpent\0", "serpent"), (72, b"whirlpool\0", "whirlpool"), (212, &[0xFF; 4], "more work")];
+    for (at, patch, word) in changes {
+        let change = |bytes: &mut [u8]| bytes[at..at + patch.len()].copy_from_slice(patch);
+        let note = refusal("--type luks1 --pbkdf-force-iterations 1000", change);
+        assert!(note.contains(word), "{note}");
     }
+    let options = "--type luks2 --pbkdf argon2id --pbkdf-memory 1024 --pbkdf-force-iterations 4";
+    let note =
+        refusal(options, |bytes| [0, 0x4000].into_iter().for_each(|at| demand(&mut bytes[at..at + 0x4000])));
+    assert!(note.contains("more work"), "{note}");
 }
 
 /// Lets a copy of a LUKS 2 header demand four thousand million passes.

@@ -13,9 +13,6 @@ use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks, Snapshot
 use crate::copy::copy;
 use crate::workload::{Identity, identify};
 
-/// Hooks quiesce whole applications; what takes longer hangs.
-const HOOK_LIMIT: Duration = Duration::from_secs(3600);
-
 /// What to protect, and how.
 #[derive(Clone, Debug, Default)]
 pub struct BackupRequest {
@@ -31,6 +28,10 @@ pub struct BackupRequest {
     /// Shell commands that bring to rest what is read, and let it go again once all is stored.
     pub quiesce: Option<String>,
     pub thaw: Option<String>,
+    /// How long each of the two may take.
+    pub hook_limit: Duration,
+    /// Capture all the same when the first one fails; the point then says so.
+    pub quiesce_may_fail: bool,
     /// Counts what is there while it is copied, so that the rest can be told.
     pub count_ahead: bool,
     /// Threads that compress and seal.
@@ -71,7 +72,8 @@ pub fn backup(
     if quiesce.is_some() || thaw.is_some() {
         let workload = workload.name.clone();
         let run = Some(Arc::clone(progress));
-        files.hooks = Some(Hooks { workload, quiesce, thaw, limit: HOOK_LIMIT, go_on: false, run });
+        let (limit, go_on) = (request.hook_limit, request.quiesce_may_fail);
+        files.hooks = Some(Hooks { workload, quiesce, thaw, limit, go_on, run });
     }
     let source = FilesSource::new(files, Arc::clone(clock))?;
     let writer = repository.write(WriteRequest {

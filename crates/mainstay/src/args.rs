@@ -114,6 +114,9 @@ pub(crate) struct Init {
     /// Make a key in a private file instead of asking for a passphrase
     #[arg(long)]
     pub generate_key: bool,
+    /// Say what would be done; change nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -153,15 +156,21 @@ pub(crate) struct Backup {
     /// Read everything, as if there were no earlier point
     #[arg(long)]
     pub full: bool,
-    /// Read from a file system snapshot (btrfs; as root): never, try where it can be done, or always
+    /// Read from a snapshot (btrfs or LVM; as root): never, try where it can be done, or always
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub snapshots: Snapshots,
     /// Run this before anything is read, through the shell; its failure ends the run
     #[arg(long, value_name = "COMMAND")]
     pub quiesce: Option<String>,
+    /// Go on when it fails; the point says so
+    #[arg(long, requires = "quiesce")]
+    pub quiesce_may_fail: bool,
     /// Run this when everything is stored, or has failed, through the shell
     #[arg(long, value_name = "COMMAND")]
     pub thaw: Option<String>,
+    /// How long each of the two may take before it is killed
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub hook_limit: String,
     /// Say what would be read; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
@@ -228,6 +237,9 @@ pub(crate) enum PointsAct {
         point: String,
         #[arg(required = true)]
         tags: Vec<String>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Remove marks from a point
     Untag {
@@ -235,6 +247,9 @@ pub(crate) enum PointsAct {
         point: String,
         #[arg(required = true)]
         tags: Vec<String>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Keep a point from expiring
     Hold {
@@ -246,6 +261,9 @@ pub(crate) enum PointsAct {
         /// When the hold ends by itself
         #[arg(long, value_name = "TIME")]
         until: Option<String>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// End holds of a point
     Release {
@@ -253,6 +271,9 @@ pub(crate) enum PointsAct {
         point: String,
         /// Only the hold whose id starts so; all holds of the point when not given
         hold: Option<String>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
 }
 
@@ -473,6 +494,9 @@ pub(crate) enum Key {
         /// What people call it
         #[arg(long)]
         label: Option<String>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Stop a passphrase or key file from opening the repository
     Remove {
@@ -481,12 +505,18 @@ pub(crate) enum Key {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Print the recovery kit: whoever has it can read everything
     Kit {
         /// Write it to this new file instead of stdout
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Check that a key file, recovery kit or passphrase opens the repository
     Test,
@@ -503,6 +533,9 @@ pub(crate) enum Writer {
         /// The new private file for the credential
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// Refuse whatever this writer writes from now on
     Revoke {
@@ -511,6 +544,9 @@ pub(crate) enum Writer {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+        /// Say what would be done; change nothing
+        #[arg(long, short = 'n')]
+        dry_run: bool,
     },
     /// List the writers
     List,

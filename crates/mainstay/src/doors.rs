@@ -1,5 +1,6 @@
 //! The world as a run sees it: its clock, environment, terminal and streams. Tests hand in a scripted one.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,10 +32,10 @@ pub struct Doors {
 /// The variables that count, read once.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    pub repository: Option<String>,
+    pub repository: Option<OsString>,
     pub key_file: Option<PathBuf>,
     pub passphrase_file: Option<PathBuf>,
-    pub passphrase_command: Option<String>,
+    pub passphrase_command: Option<OsString>,
     pub no_color: bool,
     pub home: Option<PathBuf>,
     pub xdg_data: Option<PathBuf>,

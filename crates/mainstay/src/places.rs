@@ -17,9 +17,9 @@ pub(crate) struct Places {
     /// The person chose it; otherwise it is the default one.
     pub chosen: bool,
     /// Holds one key file for each repository.
-    pub keys: PathBuf,
-    /// Private to this user.
-    pub state: PathBuf,
+    keys: Option<PathBuf>,
+    /// What is remembered between runs; private to this user.
+    pub state: Option<PathBuf>,
 }
 
 impl Places {
@@ -33,23 +33,36 @@ impl Places {
         let data = own(&environment.xdg_data, "/var/lib/mainstay", ".local/share");
         let keys = own(&environment.xdg_config, "/etc/mainstay", ".config");
         let state = own(&environment.xdg_state, "/var/lib/mainstay", ".local/state");
-        let chosen = global.repository.clone().or_else(|| environment.repository.clone());
-        let nowhere = |what: &str| {
-            Error::new(Code::Usage, format!("there is no home directory to keep {what} in"))
-                .hint("set HOME, or name the repository with --repository and its key with --key-file")
+        let chosen = match (&global.repository, &environment.repository) {
+            (Some(chosen), _) => Some(chosen.clone()),
+            (None, Some(chosen)) => Some(chosen.to_str().map(str::to_owned).ok_or_else(|| {
+                Error::new(Code::Usage, "MAINSTAY_REPOSITORY is not UTF-8")
+                    .hint("give the repository a name that is, or reach it through a link that has one")
+            })?),
+            (None, None) => None,
         };
         let repository = match &chosen {
             Some(location) => absolute(location, &doors.directory),
             None => data.ok_or_else(|| nowhere("the repository"))?.join("repository").display().to_string(),
         };
-        let keys: PathBuf = keys.ok_or_else(|| nowhere("key files"))?;
-        let state: PathBuf = state.ok_or_else(|| nowhere("what is remembered"))?;
-        Ok(Self { repository, chosen: chosen.is_some(), keys: keys.join("keys"), state: state.join("state") })
+        let keys = keys.map(|path| path.join("keys"));
+        let state = state.map(|path| path.join("state"));
+        Ok(Self { repository, chosen: chosen.is_some(), keys, state })
     }
 
-    /// The key file of a repository.
-    pub(crate) fn key_file(&self, family: &FamilyId) -> PathBuf {
-        self.keys.join(format!("{family}.key"))
+    /// The directory of key files. Errors: [`Code::Usage`].
+    pub(crate) fn keys(&self) -> Result<&Path> {
+        self.keys.as_deref().ok_or_else(|| nowhere("key files"))
+    }
+
+    /// The key file of a repository. Errors: [`Code::Usage`].
+    pub(crate) fn key_file(&self, family: &FamilyId) -> Result<PathBuf> {
+        Ok(self.keys()?.join(format!("{family}.key")))
+    }
+
+    /// What a restore must never delete: the repository, the keys, what is remembered.
+    pub(crate) fn own(&self) -> impl Iterator<Item = PathBuf> {
+        [self.local_repository(), self.keys.clone(), self.state.clone()].into_iter().flatten()
     }
 
     /// Makes the directories above the default repository. One that was chosen is not helped: its parent may be a
@@ -66,6 +79,11 @@ impl Places {
     pub(crate) fn local_repository(&self) -> Option<PathBuf> {
         mainstay_repository::store::local_directory(&self.repository)
     }
+}
+
+fn nowhere(what: &str) -> Error {
+    Error::new(Code::Usage, format!("there is no home directory to keep {what} in"))
+        .hint("set HOME, or name the repository with --repository and its key with --key-file")
 }
 
 /// What the environment names counts for root too: only then can a run by root keep to a place of its own.

@@ -54,7 +54,7 @@ impl Session {
     pub(crate) fn options(&self, places: &Places) -> Options {
         Options {
             clock: Arc::clone(&self.doors.clock),
-            state: Some(places.state.clone()),
+            state: places.state.clone(),
             tuning: Tuning::default(),
         }
     }
@@ -74,14 +74,13 @@ impl Session {
                 .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))?;
             return open(&Unlock::Kit(&Kit::parse(&text)?));
         }
-        let default = places.key_file(&family);
         if let Some(path) = self.key_file() {
             return open_with_file(&path, &open);
         }
         if let Some(passphrase) = secrets::passphrase_of_environment(&self.doors)? {
             return open(&Unlock::Passphrase(&passphrase));
         }
-        if default.exists() {
+        if let Some(default) = places.key_file(&family).ok().filter(|path| path.exists()) {
             return open_with_file(&default, &open);
         }
         let passphrase = secrets::ask(&mut self.doors, &places.repository)?;

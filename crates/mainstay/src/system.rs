@@ -38,15 +38,14 @@ pub fn doors() -> Result<Doors> {
 
 fn environment() -> Environment {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
     // The XDG base directory specification has relative paths ignored.
     let directory = |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());
     Environment {
-        repository: text("MAINSTAY_REPOSITORY"),
+        repository: variable("MAINSTAY_REPOSITORY"),
         key_file: variable("MAINSTAY_KEY_FILE").map(PathBuf::from),
         passphrase_file: variable("MAINSTAY_PASSPHRASE_FILE").map(PathBuf::from),
-        passphrase_command: text("MAINSTAY_PASSPHRASE_COMMAND"),
-        no_color: variable("NO_COLOR").is_some() || text("TERM").as_deref() == Some("dumb"),
+        passphrase_command: variable("MAINSTAY_PASSPHRASE_COMMAND"),
+        no_color: variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|term| term == "dumb"),
         home: directory(variable("HOME")),
         xdg_data: directory(variable("XDG_DATA_HOME")),
         xdg_config: directory(variable("XDG_CONFIG_HOME")),

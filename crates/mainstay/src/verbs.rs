@@ -20,6 +20,7 @@ use std::time::Duration;
 use mainstay_core::{Code, Error, ItemPath, Result};
 
 use crate::args::Verb;
+use crate::report::lines::{Line, WouldDo};
 use crate::session::Session;
 
 /// The status of a run that did what it was asked for: `None` is 0, otherwise a code that says what to look at.
@@ -56,6 +57,21 @@ fn item_path(path: &Path) -> Result<ItemPath> {
             .because(error)
             .hint("paths in a point begin at the top: /etc/nginx")
     })
+}
+
+/// Refuses tags that could not be shown, or told from none.
+fn check_tag(tag: &str) -> Result<()> {
+    if !tag.is_empty() && !tag.contains(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Usage, format!("a point cannot be tagged {tag:?}"))
+        .hint("choose a tag without control characters"))
+}
+
+/// The end of a dry run that checked all that the real one would.
+fn would(session: &Session, what: &str) -> Done {
+    session.report.line(&Line::WouldDo(WouldDo { what: what.to_owned() }));
+    Ok(None)
 }
 
 /// A length of time as people write it: `90s`, `36h`, `2d`, `1w`, `2d 12h`.

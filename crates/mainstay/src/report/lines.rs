@@ -19,6 +19,8 @@ pub enum Line {
     BackedUp(BackedUp),
     /// What `backup --dry-run` found.
     WouldBackUp(WouldBackUp),
+    /// What the verb would do without `--dry-run`, where no other line tells.
+    WouldDo(WouldDo),
     /// An item with something missing, or worth a word.
     Skipped(Skipped),
     /// Something a person should read; not an error.
@@ -111,6 +113,12 @@ pub struct WouldBackUp {
     pub read_items: u64,
     pub read_bytes: u64,
     pub skipped: u64,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct WouldDo {
+    /// In words.
+    pub what: String,
 }
 
 /// Totals of a run. Bytes are of content, except `written_bytes`, which were added to the medium.

@@ -21,6 +21,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Kit(kit) => kit.text.clone(),
         Line::BackedUp(done) => backed_up(done),
         Line::WouldBackUp(found) => would_back_up(found),
+        Line::WouldDo(act) => format!("would be done: {}; nothing was changed\n", clean(&act.what)),
         Line::Point(point) => details(point, zone),
         Line::Difference(change) => {
             let mark = match change.change.as_str() {

@@ -8,7 +8,7 @@ use mainstay_engine::backup::{BackupRequest, backup, preview};
 use mainstay_repository::{Repository, store};
 use mainstay_workloads::files::{FilesRequest, SnapshotRule};
 
-use super::{Done, init};
+use super::{Done, check_tag, duration, init};
 use crate::args::{Backup, Snapshots};
 use crate::places::Places;
 use crate::report::lines::{self, Line, Totals};
@@ -58,6 +58,7 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
     if let Some(name) = &arguments.name {
         check_name(name)?;
     }
+    arguments.tag.iter().try_for_each(|tag| check_tag(tag))?;
     let directory = &session.doors.directory;
     let files = FilesRequest {
         roots: arguments.paths.iter().map(|path| absolute(directory, path)).collect::<Result<_>>()?,
@@ -82,6 +83,8 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
         full: arguments.full,
         quiesce: arguments.quiesce,
         thaw: arguments.thaw,
+        hook_limit: duration(&arguments.hook_limit)?,
+        quiesce_may_fail: arguments.quiesce_may_fail,
         count_ahead: session.report.bar,
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })

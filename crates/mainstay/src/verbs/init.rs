@@ -10,7 +10,7 @@ use mainstay_repository::keys::slot::{self, About, Cost};
 use mainstay_repository::seal::Secret;
 use mainstay_repository::{FamilyId, Repository, store};
 
-use super::Done;
+use super::{Done, would};
 use crate::args::Init;
 use crate::places::Places;
 use crate::report::lines::{self, Line};
@@ -22,11 +22,11 @@ pub(super) const KIT_LABEL: &str = "recovery kit";
 pub(super) fn run(arguments: &Init, session: &mut Session) -> Done {
     let places = session.places()?;
     let kit_file = arguments.kit.as_ref().map(|path| session.doors.directory.join(path));
-    if let Some(path) = kit_file.as_ref().filter(|path| path.exists()) {
-        return Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
-            .hint("choose another file for the recovery kit"));
-    }
+    kit_file.as_deref().map_or(Ok(()), |path| refuse_existing_file(path, "the recovery kit"))?;
     refuse_existing(&places)?;
+    if arguments.dry_run {
+        return would_make(arguments, session, &places);
+    }
     let ring = KeyRing::create()?;
     let family = ring.family();
     let kit = Kit::generate(&family)?;
@@ -56,6 +56,29 @@ pub(super) fn run(arguments: &Init, session: &mut Session) -> Done {
     }
     session.report.say("Next: mainstay backup PATH");
     Ok(None)
+}
+
+/// Says what [`run`] would make, having looked at the same things.
+fn would_make(arguments: &Init, session: &Session, places: &Places) -> Done {
+    let key = match session.key_file() {
+        Some(path) => {
+            refuse_inside(places, &path)?;
+            refuse_existing_file(&path, "the key")?;
+            format!("the new key file {}", path.display())
+        }
+        None if arguments.generate_key => format!("a new key file in {}", places.keys()?.display()),
+        None => "a passphrase".to_owned(),
+    };
+    would(session, &format!("make a repository at {} that {key} opens", places.repository))
+}
+
+/// Errors: [`Code::AlreadyExists`].
+pub(super) fn refuse_existing_file(path: &Path, what_for: &str) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
+        .hint(format!("choose another file for {what_for}")))
 }
 
 /// Shows the kit, or writes it to a private file.
@@ -102,14 +125,20 @@ fn refuse_existing(places: &Places) -> Result<()> {
 /// A random key in a new private file, and the slot that it opens. The file is there before the repository is.
 fn generated_key(session: &Session, places: &Places, ring: &KeyRing) -> Result<(PathBuf, Vec<u8>)> {
     let family = ring.family();
-    let path = session.key_file().unwrap_or_else(|| places.key_file(&family));
-    let path = session.doors.directory.join(path);
-    if let Some(repository) = places.local_repository().filter(|repository| path.starts_with(repository)) {
-        let what = format!("{} lies inside the repository {}", path.display(), repository.display());
-        return Err(Error::new(Code::Usage, what).hint("keep the key where the repository is not"));
-    }
+    let path = session.key_file().map_or_else(|| places.key_file(&family), Ok)?;
+    refuse_inside(places, &path)?;
     let slot = new_key_file(session, ring, &family, &path, "key file")?;
     Ok((path, slot))
+}
+
+fn refuse_inside(places: &Places, path: &Path) -> Result<()> {
+    match places.local_repository().filter(|repository| path.starts_with(repository)) {
+        None => Ok(()),
+        Some(repository) => {
+            let what = format!("{} lies inside the repository {}", path.display(), repository.display());
+            Err(Error::new(Code::Usage, what).hint("keep the key where the repository is not"))
+        }
+    }
 }
 
 /// Writes a new key file and returns the slot that it opens.

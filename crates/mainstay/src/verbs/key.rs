@@ -8,8 +8,8 @@ use mainstay_repository::keys::slot::{self, About, Cost, Header, Lock};
 use mainstay_repository::keys::{Powers, credential};
 use mainstay_repository::{Role, WriterInfo};
 
-use super::Done;
-use super::init::{KIT_LABEL, hand_over_kit, new_key_file};
+use super::init::{KIT_LABEL, hand_over_kit, new_key_file, refuse_existing_file};
+use super::{Done, would};
 use crate::args::{Key, Writer};
 use crate::report::lines::{self, Line};
 use crate::secrets;
@@ -18,12 +18,12 @@ use crate::session::Session;
 pub(super) fn run(verb: Key, session: &mut Session) -> Done {
     match verb {
         Key::List => list(session),
-        Key::Add { out, label } => add(out.as_deref(), label.as_deref(), session),
-        Key::Remove { id, yes } => remove(&id, yes, session),
-        Key::Kit { out } => kit(out.as_deref(), session),
+        Key::Add { out, label, dry_run } => add(out.as_deref(), label.as_deref(), dry_run, session),
+        Key::Remove { id, yes, dry_run } => remove(&id, yes, dry_run, session),
+        Key::Kit { out, dry_run } => kit(out.as_deref(), dry_run, session),
         Key::Test => test(session),
-        Key::Writer(Writer::Add { name, out }) => add_writer(&name, &out, session),
-        Key::Writer(Writer::Revoke { writer, yes }) => revoke(&writer, yes, session),
+        Key::Writer(Writer::Add { name, out, dry_run }) => add_writer(&name, &out, dry_run, session),
+        Key::Writer(Writer::Revoke { writer, yes, dry_run }) => revoke(&writer, yes, dry_run, session),
         Key::Writer(Writer::List) => writers(session),
     }
 }
@@ -49,11 +49,17 @@ fn list(session: &mut Session) -> Done {
     Ok(None)
 }
 
-fn add(out: Option<&Path>, label: Option<&str>, session: &mut Session) -> Done {
+fn add(out: Option<&Path>, label: Option<&str>, dry_run: bool, session: &mut Session) -> Done {
+    let file = out.map(|path| session.doors.directory.join(path));
+    file.as_deref().map_or(Ok(()), |path| refuse_existing_file(path, "the key"))?;
     let repository = session.open()?;
-    let slot = match out {
+    if dry_run {
+        let how =
+            file.map_or("a passphrase".to_owned(), |path| format!("the new key file {}", path.display()));
+        return would(session, &format!("{how} opens the repository {}", repository.location()));
+    }
+    let slot = match file {
         Some(path) => {
-            let path = session.doors.directory.join(path);
             let label = label.unwrap_or("key file");
             new_key_file(session, repository.ring(), &repository.family(), &path, label)?
         }
@@ -71,11 +77,14 @@ fn add(out: Option<&Path>, label: Option<&str>, session: &mut Session) -> Done {
     Ok(None)
 }
 
-fn remove(id: &str, yes: bool, session: &mut Session) -> Done {
+fn remove(id: &str, yes: bool, dry_run: bool, session: &mut Session) -> Done {
     let repository = session.open()?;
     let slots = repository.slots()?;
     let header = one_of(id, &slots, |header| header.slot)?;
     let question = format!("Remove the key {} {:?}", header.slot, header.about.label);
+    if dry_run {
+        return would(session, &question);
+    }
     session.confirm(yes, &question)?;
     repository.remove_slot(&header.slot)?;
     session.report.say("Removed. Whoever copied the sealed key before can still open it with that secret.");
@@ -96,13 +105,16 @@ fn one_of<'a, T>(start: &str, all: &'a [T], id: impl Fn(&T) -> Id16) -> Result<&
     }
 }
 
-fn kit(out: Option<&Path>, session: &mut Session) -> Done {
+fn kit(out: Option<&Path>, dry_run: bool, session: &mut Session) -> Done {
     let file = out.map(|path| session.doors.directory.join(path));
-    if let Some(path) = file.as_ref().filter(|path| path.exists()) {
-        return Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
-            .hint("choose another file for the recovery kit"));
-    }
+    file.as_deref().map_or(Ok(()), |path| refuse_existing_file(path, "the recovery kit"))?;
     let repository = session.open()?;
+    if dry_run {
+        return would(
+            session,
+            &format!("one more recovery kit opens the repository {}", repository.location()),
+        );
+    }
     let created = session.now();
     let kit = Kit::generate(&repository.family())?;
     let slot = kit.seal_slot(repository.ring(), &About { label: KIT_LABEL.to_owned(), created })?;
@@ -137,16 +149,16 @@ fn writer_line(writer: &WriterInfo, file: Option<&Path>) -> Line {
     })
 }
 
-fn add_writer(name: &str, out: &Path, session: &mut Session) -> Done {
+fn add_writer(name: &str, out: &Path, dry_run: bool, session: &mut Session) -> Done {
     let repository = session.open()?;
     if repository.writers().iter().any(|writer| writer.name == name) {
         return Err(Error::new(Code::AlreadyExists, format!("there is a writer {name:?} already"))
             .hint("choose another name"));
     }
     let path = session.doors.directory.join(out);
-    if path.exists() {
-        return Err(Error::new(Code::AlreadyExists, format!("{} is there already", path.display()))
-            .hint("choose another file for the credential"));
+    refuse_existing_file(&path, "the credential")?;
+    if dry_run {
+        return would(session, &format!("the new writer {name:?} gets its credential in {}", path.display()));
     }
     let ring = repository.add_writer(name, Role::WriteOnly)?;
     secrets::write_private(&path, &credential::encode(&ring))?;
@@ -162,14 +174,18 @@ fn add_writer(name: &str, out: &Path, session: &mut Session) -> Done {
     Ok(None)
 }
 
-fn revoke(writer: &str, yes: bool, session: &mut Session) -> Done {
+fn revoke(writer: &str, yes: bool, dry_run: bool, session: &mut Session) -> Done {
     let repository = session.open()?;
     let writers = repository.writers();
     let chosen = match writers.iter().find(|known| known.name == writer) {
         Some(known) => known,
         None => one_of(writer, &writers, |known| known.id)?,
     };
-    session.confirm(yes, &format!("Revoke the writer {:?}", chosen.name))?;
+    let question = format!("Revoke the writer {:?}", chosen.name);
+    if dry_run {
+        return would(session, &question);
+    }
+    session.confirm(yes, &question)?;
     repository.revoke_writer(&chosen.id)?;
     let now = repository.writers();
     let rows: Vec<Line> =

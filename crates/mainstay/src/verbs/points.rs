@@ -5,7 +5,7 @@ use mainstay_engine::address::{of_workload, parse_time};
 use mainstay_engine::undo::UNDO;
 use mainstay_repository::{Change, ChangeKind, Note, PointInfo, Repository, diff};
 
-use super::{Done, item_path};
+use super::{Done, check_tag, item_path, would};
 use crate::args::{Points, PointsAct, PointsList};
 use crate::report::lines::{self, Difference, Line};
 use crate::session::Session;
@@ -18,18 +18,20 @@ pub(super) fn run(arguments: Points, session: &mut Session) -> Done {
             let within = path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
             differences(&old, &new, &within, session)
         }
-        PointsAct::Tag { point, tags } => {
+        PointsAct::Tag { point, tags, dry_run } => {
             tags.iter().try_for_each(|tag| check_tag(tag))?;
-            note(session, &point, tags.into_iter().map(Note::Tag).collect())
+            let what = format!("tag it {}", tags.join(" "));
+            note(session, &point, tags.into_iter().map(Note::Tag).collect(), &what, dry_run)
         }
-        PointsAct::Untag { point, tags } => {
-            note(session, &point, tags.into_iter().map(Note::Untag).collect())
+        PointsAct::Untag { point, tags, dry_run } => {
+            let what = format!("take the tags {} from it", tags.join(" "));
+            note(session, &point, tags.into_iter().map(Note::Untag).collect(), &what, dry_run)
         }
-        PointsAct::Hold { point, reason, until } => {
+        PointsAct::Hold { point, reason, until, dry_run } => {
             let until = until.map(|text| moment(&text, session)).transpose()?;
-            note(session, &point, vec![Note::Hold { reason, until }])
+            note(session, &point, vec![Note::Hold { reason, until }], "hold it", dry_run)
         }
-        PointsAct::Release { point, hold } => release(session, &point, hold.as_deref()),
+        PointsAct::Release { point, hold, dry_run } => release(session, &point, hold.as_deref(), dry_run),
     }
 }
 
@@ -112,18 +114,13 @@ fn moment(text: &str, session: &Session) -> Result<Time> {
     })
 }
 
-fn check_tag(tag: &str) -> Result<()> {
-    if !tag.is_empty() && !tag.contains(char::is_control) {
-        return Ok(());
-    }
-    Err(Error::new(Code::Usage, format!("a point cannot be tagged {tag:?}"))
-        .hint("choose a tag without control characters"))
-}
-
 /// Appends facts to a point and shows it as it is then.
-fn note(session: &mut Session, point: &str, notes: Vec<Note>) -> Done {
+fn note(session: &mut Session, point: &str, notes: Vec<Note>, what: &str, dry_run: bool) -> Done {
     let repository = session.open()?;
     let point = session.point(point, &repository.points()?)?;
+    if dry_run {
+        return would(session, &format!("point {} of {}: {what}", point.id, point.workload.name));
+    }
     notes.iter().try_for_each(|note| repository.note(&point.id, note))?;
     again(session, &repository, &point)
 }
@@ -135,7 +132,7 @@ fn again(session: &Session, repository: &Repository, point: &PointInfo) -> Done 
     Ok(None)
 }
 
-fn release(session: &mut Session, point: &str, hold: Option<&str>) -> Done {
+fn release(session: &mut Session, point: &str, hold: Option<&str>, dry_run: bool) -> Done {
     let repository = session.open()?;
     let point = session.point(point, &repository.points()?)?;
     let start = hold.unwrap_or_default().to_ascii_lowercase();
@@ -146,6 +143,9 @@ fn release(session: &mut Session, point: &str, hold: Option<&str>) -> Done {
         ([_, _, ..], Some(start)) => {
             Err(Error::new(Code::Usage, format!("{start} can mean several holds"))
                 .hint("write more of the id"))
+        }
+        (holds, _) if dry_run => {
+            would(session, &format!("point {}: end {} of its holds", point.id, holds.len()))
         }
         (holds, _) => {
             holds.iter().try_for_each(|hold| repository.note(&point.id, &Note::Release(hold.id)))?;

@@ -75,9 +75,8 @@ fn request(arguments: &Restore, session: &Session) -> Result<RestoreRequest> {
     };
     let owners = owners(arguments.owners, session);
     let places = session.places()?;
-    let local = places.local_repository();
-    let keep = [Some(places.keys), Some(places.state), session.key_file()].into_iter().flatten();
-    Ok(RestoreRequest { selection, placing, mode, owners, keep: keep.chain(local).collect() })
+    let keep = places.own().chain(session.key_file()).collect();
+    Ok(RestoreRequest { selection, placing, mode, owners, keep })
 }
 
 pub(super) fn undo(arguments: &Undo, session: &mut Session) -> Done {
@@ -123,7 +122,7 @@ fn finish(
         return Ok(None);
     }
     if plan.is_empty() {
-        session.report.say("Everything is as it is in the point.");
+        session.report.say("Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.");
     }
     if plan.touches_existing() {
         ask(session, plan, act.yes, undo)?;

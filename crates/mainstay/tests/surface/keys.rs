@@ -11,9 +11,9 @@ fn passphrases_come_from_files_and_commands_and_not_from_argv() {
     machine.run(&["init", "--kit", "kit.txt"]).ok();
     machine.run(&["points"]).ok();
     machine.environment.passphrase_file = None;
-    machine.environment.passphrase_command = Some(format!("printf %s '{PASSPHRASE}'"));
+    machine.environment.passphrase_command = Some(format!("printf %s '{PASSPHRASE}'").into());
     machine.run(&["points"]).ok();
-    machine.environment.passphrase_command = Some(format!("echo '{PASSPHRASE}' >&2; exit 1"));
+    machine.environment.passphrase_command = Some(format!("echo '{PASSPHRASE}' >&2; exit 1").into());
     machine.run(&["points"]).failed(1, "MAINSTAY_PASSPHRASE_COMMAND failed");
     machine.environment.passphrase_command = Some("echo something else".into());
     machine.run(&["points"]).failed(12, "key slots");

@@ -178,7 +178,8 @@ impl StreamReader for FileReader {
     fn finish(self: Box<Self>) -> Result<StreamEnd> {
         let fail = |errno: Errno| Error::io(format!("cannot look at {}", self.place.path()), errno.into());
         let now = Seen::of(&look_at_open(&self.fd).map_err(fail)?);
-        let whole = self.offset == now.size || now.size == 0;
+        // A file of the kernel has no length; one that was not read to its end is not whole.
+        let whole = self.offset == now.size || (now.size == 0 && self.offset < SYNTHETIC_MAX);
         Ok(if now == self.seen && whole { StreamEnd::Steady } else { StreamEnd::Changed })
     }
 }

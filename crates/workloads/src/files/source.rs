@@ -217,19 +217,20 @@ impl FilesSource {
         append(&mut self.path, name.to_bytes());
         let path_len = self.path.len();
         let opened = opened.map_or_else(|| parent.dir.enter(&name, access), Ok).and_then(|dir| {
-            let pseudo = crossed && !is_root && is_pseudo(&*dir.fd()?);
+            // On the way to a root it is passed through like anything else.
+            let pseudo = crossed && !is_root && inside.is_some() && is_pseudo(&*dir.fd()?);
             Ok((dir, pseudo))
         });
-        let (dir, names, trouble) = match opened {
-            Ok((dir, true)) => {
-                self.scan.record.add(b'x', &self.path);
-                (dir, NameList::default(), None)
-            }
-            Ok((dir, false)) => {
+        let (dir, inside, names, trouble) = match opened {
+            Ok((dir, pseudo)) => {
+                if pseudo {
+                    self.scan.record.add(b'x', &self.path);
+                }
+                let inside = inside.filter(|_| !pseudo);
                 let (names, trouble) = self.scan.list(&dir, inside, node, is_root);
-                (dir, names, trouble)
+                (dir, inside, names, trouble)
             }
-            Err(errno) => (Arc::clone(&parent.dir), NameList::default(), Some(errno)),
+            Err(errno) => (Arc::clone(&parent.dir), inside, NameList::default(), Some(errno)),
         };
         if let Some(errno) = trouble {
             self.after.pending.push_back(Next::Skipped(skip(&self.path, SkipReason::Unreadable, errno)));

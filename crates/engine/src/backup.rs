@@ -11,7 +11,7 @@ use mainstay_repository::{Entry, Parent, PointInfo, Repository, Walk, WriteReque
 use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks, SnapshotRule};
 
 use crate::copy::copy;
-use crate::workload::{Identity, identify};
+use crate::workload::{Identity, identify, root_text};
 
 /// What to protect, and how.
 #[derive(Clone, Debug, Default)]
@@ -177,7 +177,7 @@ fn live(request: &FilesRequest) -> FilesRequest {
 
 /// The roots as people read them.
 fn roots(request: &FilesRequest) -> Vec<String> {
-    request.roots.iter().map(|root| root.to_string_lossy().into_owned()).collect()
+    request.roots.iter().map(|root| root_text(root)).collect()
 }
 
 pub(crate) fn find(repository: &Repository, id: &PointId) -> Result<PointInfo> {

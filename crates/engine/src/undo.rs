@@ -23,7 +23,7 @@ use mainstay_workloads::files::{
 
 use crate::copy::copy;
 use crate::restore::{RestorePlan, View};
-use crate::workload::derived_id;
+use crate::workload::{derived_id, root_text};
 
 /// The kind of workload whose points hold what a restore was about to overwrite.
 pub const UNDO: &str = "undo";
@@ -56,7 +56,7 @@ pub(crate) fn take(
     let writer = repository.write(WriteRequest {
         workload: WorkloadRef { id: derived_id(host, &name), kind: WorkloadKind(UNDO.to_owned()), name },
         host: host.to_owned(),
-        roots: vec![plan.root.to_string_lossy().into_owned()],
+        roots: vec![root_text(&plan.root)],
         tags: Vec::new(),
         reread_one_in: 0,
         parent: Parent::None,

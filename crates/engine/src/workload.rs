@@ -1,8 +1,43 @@
 //! Which workload a set of paths is: found again by name among the points, so that no state is kept beside the
 //! repository.
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
 use mainstay_core::{Id16, WorkloadId, WorkloadKind, WorkloadRef};
 use mainstay_repository::PointInfo;
+
+/// A root as points and people have it: with `\xNN` for what is no UTF-8 and two backslashes for one, so that no
+/// two roots are written alike.
+pub fn root_text(root: &Path) -> String {
+    let mut text = String::new();
+    for chunk in root.as_os_str().as_bytes().utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\\', "\\\\"));
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
+}
+
+/// The bytes of a root; what is no writing of [`root_text`] stands for itself.
+pub fn root_bytes(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((plain, escaped)) = rest.split_once('\\') {
+        bytes.extend_from_slice(plain.as_bytes());
+        let digits = escaped.strip_prefix('x').and_then(|digits| digits.get(..2));
+        let digits = digits.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        if let Some(byte) = byte {
+            bytes.push(byte);
+            rest = escaped.get(3..).unwrap_or_default();
+        } else {
+            bytes.push(b'\\');
+            rest = escaped.strip_prefix('\\').unwrap_or(escaped);
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    bytes
+}
 
 /// What a run protects, as far as it tells one workload from another.
 #[derive(Clone, Debug)]
@@ -87,6 +122,10 @@ pub(crate) fn derived_id(host: &str, name: &str) -> WorkloadId {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::Path;
+
     use mainstay_repository::PointInfo;
 
     use super::{Identity, derived_id, identify};
@@ -146,6 +185,16 @@ mod tests {
         assert_eq!((one.name.as_str(), other.name.as_str()), ("host:x1-data", "host:x2-data"));
         assert_eq!(named(&["/x1/data"], None, &[]).id, one.id, "the owner finds the same workload");
         assert_ne!(named(&["/x/1-data"], None, &points).id, named(&["/x/1/data"], None, &points).id);
+    }
+
+    #[test]
+    fn roots_of_any_bytes_round_trip_and_are_never_written_alike() {
+        let odd: [&[u8]; 6] =
+            [b"/plain", b"/\xff", b"/\xfe", b"/\\xff", b"/a\\\\b\\", "/\u{e4}\n".as_bytes()];
+        let texts = odd.map(|root| super::root_text(Path::new(OsStr::from_bytes(root))));
+        assert_eq!(texts.each_ref().map(|text| super::root_bytes(text)), odd.map(<[u8]>::to_vec));
+        assert_eq!(texts.iter().collect::<std::collections::BTreeSet<_>>().len(), odd.len());
+        assert_eq!(texts[0], "/plain");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What `--json` writes: one object a line, named by its `type`. A contract: fields may be added, none changes its
 //! meaning. The schema is `docs/json/mainstay.schema.json`.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use mainstay_core::{Code, Counts, Error, ItemPath, Kind, Skip, Time};
 use mainstay_engine::view::Seen;
+use mainstay_engine::workload::root_bytes;
 use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -73,6 +76,15 @@ pub struct Path {
     pub path_base64: Option<String>,
 }
 
+/// The paths that a point was asked to protect, as people read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Roots {
+    pub roots: Vec<String>,
+    /// The exact bytes of all of them, when those of any one differ from what is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roots_base64: Option<Vec<String>>,
+}
+
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Initialized {
     /// The repository's id: 64 hexadecimal digits.
@@ -80,8 +92,12 @@ pub struct Initialized {
     pub location: String,
     /// The private file that a generated key was written to.
     pub key_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file_base64: Option<String>,
     /// The file that the recovery kit was written to.
     pub kit_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kit_file_base64: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -94,7 +110,8 @@ pub struct BackedUp {
     pub point: String,
     pub workload: String,
     pub host: String,
-    pub roots: Vec<String>,
+    #[serde(flatten)]
+    pub roots: Roots,
     pub tags: Vec<String>,
     #[serde(flatten)]
     pub counts: Totals,
@@ -105,7 +122,8 @@ pub struct BackedUp {
 pub struct WouldBackUp {
     pub workload: String,
     pub host: String,
-    pub roots: Vec<String>,
+    #[serde(flatten)]
+    pub roots: Roots,
     pub items: u64,
     /// Content bytes of all items.
     pub bytes: u64,
@@ -162,7 +180,8 @@ pub struct Point {
     /// files, undo
     pub kind: String,
     pub host: String,
-    pub roots: Vec<String>,
+    #[serde(flatten)]
+    pub roots: Roots,
     /// Times are RFC 3339 in UTC, here and everywhere.
     pub moment: String,
     pub started: String,
@@ -226,6 +245,8 @@ pub struct Item {
     pub group: Option<String>,
     pub modified: String,
     pub link_target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_target_base64: Option<String>,
     /// The content changed while it was read.
     pub changed_while_read: bool,
 }
@@ -249,12 +270,21 @@ pub struct RestoreStep {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct RestorePlan {
     pub point: String,
-    pub target: String,
+    #[serde(flatten)]
+    pub target: Target,
     #[serde(flatten)]
     pub changes: Changes,
     pub bytes: u64,
     /// Whether an undo point would be taken first.
     pub undo: bool,
+}
+
+/// The directory that was, or would be, restored into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Target {
+    pub target: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_base64: Option<String>,
 }
 
 /// How many paths meet which fate.
@@ -270,7 +300,8 @@ pub struct Changes {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Restored {
     pub point: String,
-    pub target: String,
+    #[serde(flatten)]
+    pub target: Target,
     #[serde(flatten)]
     pub changes: Changes,
     pub bytes: u64,
@@ -303,6 +334,8 @@ pub struct Damage {
     pub point: Option<String>,
     /// A path that is hurt by it.
     pub path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path_base64: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -380,6 +413,8 @@ pub struct Writer {
     pub revoked: bool,
     /// The private file that the credential was written to.
     pub file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_base64: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -402,11 +437,51 @@ pub struct Failed {
 impl Path {
     /// Of an item of a file tree: from `/` down.
     pub fn of(path: &ItemPath) -> Self {
-        let exact = [b"/", path.as_bytes()].concat();
-        let shown = shown(path);
-        let path_base64 = (shown.as_bytes() != exact).then(|| base64(&exact));
-        Self { path: shown, path_base64 }
+        let (path, path_base64) = exact(&[b"/", path.as_bytes()].concat());
+        Self { path, path_base64 }
     }
+}
+
+impl Roots {
+    /// As the points have them.
+    pub fn of(roots: &[String]) -> Self {
+        let all: Vec<Vec<u8>> = roots.iter().map(|root| root_bytes(root)).collect();
+        let differ = all.iter().any(|bytes| exact(bytes).1.is_some());
+        Self {
+            roots: all.iter().map(|bytes| exact(bytes).0).collect(),
+            roots_base64: differ.then(|| all.iter().map(|bytes| base64(bytes)).collect()),
+        }
+    }
+}
+
+impl Target {
+    pub fn of(path: &std::path::Path) -> Self {
+        let (target, target_base64) = exact(path.as_os_str().as_bytes());
+        Self { target, target_base64 }
+    }
+}
+
+/// Bytes for people, with control characters and what is no UTF-8 escaped; and in base64 when that differs.
+pub fn exact(bytes: &[u8]) -> (String, Option<String>) {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() {
+                text.extend(character.escape_default());
+            } else {
+                text.push(character);
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    let differs = text.as_bytes() != bytes;
+    (text, differs.then(|| base64(bytes)))
+}
+
+/// As [`exact`], of a file that there may be.
+pub fn exact_file(path: Option<&std::path::Path>) -> (Option<String>, Option<String>) {
+    path.map(|path| exact(path.as_os_str().as_bytes()))
+        .map_or((None, None), |(text, base64)| (Some(text), base64))
 }
 
 /// A path of a point as people write it.
@@ -441,7 +516,7 @@ impl From<&PointInfo> for Point {
             workload_id: info.workload.id.to_string(),
             kind: info.workload.kind.0.clone(),
             host: info.host.clone(),
-            roots: info.roots.clone(),
+            roots: Roots::of(&info.roots),
             moment: stamp(info.moment),
             started: stamp(info.started),
             finished: stamp(info.finished),
@@ -474,6 +549,9 @@ impl From<&Seen> for Item {
         let metadata = &entry.metadata;
         let text =
             |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let link = metadata.link_target.as_deref().map(exact);
+        let (link_target, link_target_base64) =
+            link.map_or((None, None), |(text, base64)| (Some(text), base64));
         Self {
             path: Path::of(&entry.path),
             kind: kind(metadata.kind).to_owned(),
@@ -484,7 +562,8 @@ impl From<&Seen> for Item {
             user: text(&metadata.user),
             group: text(&metadata.group),
             modified: stamp(metadata.modified),
-            link_target: text(&metadata.link_target),
+            link_target,
+            link_target_base64,
             changed_while_read: entry.changed_while_read,
         }
     }

@@ -146,7 +146,7 @@ fn row(line: &Line, zone: &TimeZone) -> Option<Vec<String>> {
 fn item_row(line: &Line, zone: &TimeZone) -> Option<String> {
     let Line::Item(item) = line else { return None };
     let size = if item.kind == "file" { bytes(item.size) } else { String::new() };
-    let target = item.link_target.as_ref().map(|target| format!(" -> {}", clean(target))).unwrap_or_default();
+    let target = item.link_target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
     let changed = if item.changed_while_read { "  (changed while it was read)" } else { "" };
     Some(format!(
         "{}  {:<10} {:>9}  {}  {}{target}{changed}\n",
@@ -226,7 +226,7 @@ fn details(point: &Point, zone: &TimeZone) -> String {
         ("point", point.point.clone()),
         ("workload", format!("{} ({})", clean(&point.workload), point.kind)),
         ("host", clean(&point.host)),
-        ("paths", clean(&point.roots.join(" "))),
+        ("paths", point.roots.roots.join(" ")),
         ("moment", format!("{}, {}", local(&point.moment, zone), point.consistency)),
         ("taken", format!("{} to {}", local(&point.started, zone), local(&point.finished, zone))),
         ("parent", point.parent.clone().unwrap_or_else(|| "none".to_owned())),
@@ -305,7 +305,7 @@ fn restore_plan(plan: &RestorePlan) -> String {
     format!(
         "point {} to {}: {}   ({} to write{undo})\n",
         short(&plan.point),
-        clean(&plan.target),
+        plan.target.target,
         changes(&plan.changes),
         bytes(plan.bytes)
     )
@@ -315,7 +315,7 @@ fn restored(done: &Restored) -> String {
     let mut text = format!(
         "restored point {} to {}: {}   {} written · {}\n",
         short(&done.point),
-        clean(&done.target),
+        done.target.target,
         changes(&done.changes),
         bytes(done.written_bytes),
         seconds(done.seconds)
@@ -443,6 +443,7 @@ mod tests {
             group: None,
             modified: "2026-11-22T09:41:07Z".into(),
             link_target: None,
+            link_target_base64: None,
             changed_while_read: false,
         };
         let zone = TimeZone::get("Europe/Berlin").unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::backup::{BackupRequest, backup, preview};
+use mainstay_engine::workload::root_text;
 use mainstay_repository::{Repository, store};
 use mainstay_workloads::files::{FilesRequest, SnapshotRule};
 
@@ -32,7 +33,7 @@ pub(super) fn run(arguments: Backup, session: &mut Session) -> Done {
         point: point.id.to_string(),
         workload: point.workload.name.clone(),
         host: point.host.clone(),
-        roots: request.files.roots.iter().map(|root| root.to_string_lossy().into_owned()).collect(),
+        roots: lines::Roots::of(&request.files.roots.iter().map(|root| root_text(root)).collect::<Vec<_>>()),
         tags: request.tags.clone(),
         counts: Totals::from(&point.counts),
         seconds: session.seconds_since(began),
@@ -122,7 +123,7 @@ fn would_back_up(session: &Session, repository: &Repository, request: &BackupReq
     session.report.line(&Line::WouldBackUp(lines::WouldBackUp {
         workload: found.workload.name,
         host: request.host.clone(),
-        roots: found.roots,
+        roots: lines::Roots::of(&found.roots),
         items: found.items,
         bytes: found.bytes,
         read_items: found.read_items,

@@ -43,12 +43,7 @@ pub(super) fn run(arguments: &Init, session: &mut Session) -> Done {
         None
     };
     let repository = create(session, &places, ring, &slots, key_file.as_deref())?;
-    session.report.line(&Line::Initialized(lines::Initialized {
-        repository: family.to_string(),
-        location: repository.location(),
-        key_file: key_file.as_ref().map(|path| path.display().to_string()),
-        kit_file: kit_file.as_ref().map(|path| path.display().to_string()),
-    }));
+    session.report.line(&initialized(&repository, key_file.as_deref(), kit_file.as_deref()));
     let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
     hand_over_kit(session, &kit.print(&page), kit_file.as_deref())?;
     if let Some(path) = &key_file {
@@ -100,18 +95,26 @@ pub(super) fn on_first_use(session: &Session, places: &Places) -> Result<Reposit
     let ring = KeyRing::create()?;
     let (path, slot) = generated_key(session, places, &ring)?;
     let repository = create(session, places, ring, &[slot], Some(&path))?;
-    session.report.line(&Line::Initialized(lines::Initialized {
-        repository: repository.family().to_string(),
-        location: repository.location(),
-        key_file: Some(path.display().to_string()),
-        kit_file: None,
-    }));
+    session.report.line(&initialized(&repository, Some(&path), None));
     session.report.note(&format!(
         "this repository is new, and its only key is in {}: without that file everything in it is lost. \
          Print the recovery kit and keep it elsewhere: mainstay key kit",
         path.display()
     ));
     Ok(repository)
+}
+
+fn initialized(repository: &Repository, key_file: Option<&Path>, kit_file: Option<&Path>) -> Line {
+    let (key_file, key_file_base64) = lines::exact_file(key_file);
+    let (kit_file, kit_file_base64) = lines::exact_file(kit_file);
+    Line::Initialized(lines::Initialized {
+        repository: repository.family().to_string(),
+        location: repository.location(),
+        key_file,
+        key_file_base64,
+        kit_file,
+        kit_file_base64,
+    })
 }
 
 fn refuse_existing(places: &Places) -> Result<()> {

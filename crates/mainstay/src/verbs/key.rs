@@ -140,12 +140,14 @@ fn test(session: &mut Session) -> Done {
 }
 
 fn writer_line(writer: &WriterInfo, file: Option<&Path>) -> Line {
+    let (file, file_base64) = lines::exact_file(file);
     Line::Writer(lines::Writer {
         writer: writer.id.to_string(),
         name: writer.name.clone(),
         powers: writer.powers.to_string(),
         revoked: writer.powers == Powers::default(),
-        file: file.map(|path| path.display().to_string()),
+        file,
+        file_base64,
     })
 }
 

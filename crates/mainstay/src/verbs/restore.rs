@@ -137,7 +137,7 @@ fn finish(
     session.report.more_skips("--verbose lists all");
     session.report.line(&Line::Restored(Restored {
         point: plan.point.id.to_string(),
-        target: plan.root.display().to_string(),
+        target: lines::Target::of(&plan.root),
         changes: changes(&restored.changes),
         bytes: restored.counts.bytes,
         written_bytes: restored.counts.written_bytes,
@@ -170,7 +170,7 @@ fn ask(session: &mut Session, plan: &RestorePlan, yes: bool, undo: bool) -> Resu
 fn summary(plan: &RestorePlan, undo: bool) -> Line {
     Line::RestorePlan(lines::RestorePlan {
         point: plan.point.id.to_string(),
-        target: plan.root.display().to_string(),
+        target: lines::Target::of(&plan.root),
         changes: changes(&plan.totals),
         bytes: plan.bytes,
         undo,

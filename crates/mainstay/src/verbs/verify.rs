@@ -5,7 +5,7 @@ use mainstay_engine::verify::verify;
 
 use super::{Done, number};
 use crate::args::Verify;
-use crate::report::lines::{self, Damage, Line, shown};
+use crate::report::lines::{self, Damage, Line};
 use crate::session::Session;
 
 pub(super) fn run(arguments: &Verify, session: &mut Session) -> Done {
@@ -19,17 +19,24 @@ pub(super) fn run(arguments: &Verify, session: &mut Session) -> Done {
     drop(progress);
     let report = report?;
     for what in &report.problems {
-        session.report.line(&Line::Damage(Damage { what: what.clone(), point: None, path: None }));
+        session.report.line(&Line::Damage(Damage {
+            what: what.clone(),
+            point: None,
+            path: None,
+            path_base64: None,
+        }));
     }
     for what in &report.degraded {
         session.report.note(&format!("one copy is damaged, nothing is lost: {what}"));
     }
     for (path, points) in &report.lost {
+        let lines::Path { path, path_base64 } = lines::Path::of(path);
         for point in points {
             session.report.line(&Line::Damage(Damage {
                 what: "cannot be restored whole".to_owned(),
                 point: Some(point.to_string()),
-                path: Some(shown(path)),
+                path: Some(path.clone()),
+                path_base64: path_base64.clone(),
             }));
         }
     }

@@ -1,7 +1,7 @@
 //! A machine of its own for each test: a home, a clock, a person who answers.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -176,6 +176,12 @@ impl Machine {
 
     /// Whoever reads stdout goes away after so many bytes.
     pub(crate) fn run_until(&self, closes_after: usize, arguments: &[&str]) -> Ran {
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        self.run_bytes(closes_after, &arguments)
+    }
+
+    /// Arguments need not be UTF-8.
+    pub(crate) fn run_bytes(&self, closes_after: usize, arguments: &[&OsStr]) -> Ran {
         let stream = |closes_after| Stream { bytes: Arc::default(), closes_after };
         let (out, err) = (stream(closes_after), stream(usize::MAX));
         let doors = Doors {
@@ -191,13 +197,14 @@ impl Machine {
             person: Box::new(self.answers.clone()),
             cancel: self.cancel.clone(),
         };
-        let line = std::iter::once("mainstay").chain(arguments.iter().copied()).map(OsString::from);
+        let line =
+            std::iter::once(OsStr::new("mainstay")).chain(arguments.iter().copied()).map(OsString::from);
         let exit = mainstay::run(line, doors);
         let bytes = out.bytes.lock().unwrap().clone();
         let err = String::from_utf8(err.bytes.lock().unwrap().clone()).unwrap();
         let ran = Ran { exit, out: String::from_utf8_lossy(&bytes).into_owned(), bytes, err };
         self.search_for_secrets(&ran);
-        if arguments.contains(&"--json") && closes_after == usize::MAX {
+        if arguments.contains(&OsStr::new("--json")) && closes_after == usize::MAX {
             ran.json().iter().for_each(check_against_schema);
         }
         ran

@@ -6,6 +6,9 @@
 
 mod backup;
 mod browse;
+mod bytes;
+mod dry_run;
+mod failures;
 mod guides;
 mod keys;
 mod machine;

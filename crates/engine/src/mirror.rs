@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Code, Error, ItemPath, Result};
 use mainstay_repository::PointInfo;
-use mainstay_workloads::files::{KIND, LeftOut, RestoreMode, RestoreRules, mount_points};
+use mainstay_workloads::files::{KIND, LeftOut, PathSet, RestoreMode, RestoreRules, mount_points};
 
 use crate::restore::View;
 use crate::view::PointView;
@@ -53,7 +53,7 @@ pub(crate) fn rules(
         }
     }
     let selected: Vec<ItemPath> = captured.iter().filter_map(|path| view.place(path)).collect();
-    let mut kept: Vec<ItemPath> = lost.iter().filter_map(|path| view.place(path)).collect();
+    let mut kept: PathSet = lost.iter().filter_map(|path| view.place(path)).collect();
     kept.extend(
         keep.iter()
             .flat_map(|path| [below(target, path), real(path).and_then(|path| below(target, &path))])

@@ -12,7 +12,7 @@ use mainstay_core::{
 };
 use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::files::{
-    self, Action, Change, Changes, Existing as _, FilesPlan, FilesTarget, LeftOut, OwnerRule, Place,
+    self, Action, Change, Changes, Existing as _, FilesPlan, FilesTarget, LeftOut, OwnerRule, PathSet, Place,
     RestoreMode, RestoreRules, Restored, Trace,
 };
 
@@ -93,12 +93,12 @@ impl RestorePlan {
 
     /// Whether a way back is worth a point: something changes in a place that was there before.
     pub fn wants_undo(&self) -> bool {
-        self.mode != RestoreMode::New && !self.is_empty()
+        self.mode != RestoreMode::New && self.changes.iter().any(|change| acts(&change))
     }
 
     /// Whether anything that exists is overwritten, altered or deleted.
     pub fn touches_existing(&self) -> bool {
-        self.changes.iter().any(|change| change.action != Action::Create)
+        self.changes.iter().filter(acts).any(|change| change.action != Action::Create)
     }
 }
 
@@ -177,6 +177,7 @@ impl RestorePlan {
             item.inspect(|item| *all_bytes += item.as_ref().map_or(0, |(_, metadata)| metadata.size))
                 .transpose()
         });
+        let mut place = Without { place, removed: self.removals.iter().cloned().collect() };
         changes.extend(files::diff(&mut place, items, &self.rules)?);
         for change in &changes {
             let total = match change.action {
@@ -185,16 +186,47 @@ impl RestorePlan {
                 Action::Metadata => &mut self.totals.metadata,
                 Action::Delete => &mut self.totals.deleted,
                 Action::Same => &mut self.totals.same,
+                Action::Blocked => &mut self.totals.blocked,
             };
             *total += 1;
             self.bytes += change.bytes;
         }
         changes.retain(|change| change.action != Action::Same);
-        let planned: HashMap<ItemPath, Trace> =
-            changes.iter().filter_map(|change| Some((change.path.clone(), change.found?))).collect();
+        let planned: HashMap<ItemPath, Trace> = changes
+            .iter()
+            .filter(acts)
+            .filter_map(|change| Some((change.path.clone(), change.found?)))
+            .collect();
         self.rules.planned = Some(Arc::new(planned));
         self.changes = changes;
         Ok(self)
+    }
+}
+
+/// Whether anything is done, and not only said.
+pub(crate) fn acts(change: &&Change) -> bool {
+    !matches!(change.action, Action::Same | Action::Blocked)
+}
+
+/// A place as it is going to be once some things are removed.
+struct Without {
+    place: Place,
+    removed: PathSet,
+}
+
+impl files::Existing for Without {
+    fn look(&mut self, path: &ItemPath) -> Result<Option<Metadata>> {
+        if self.removed.covers(path) { Ok(None) } else { self.place.look(path) }
+    }
+
+    fn names(&mut self, directory: &ItemPath) -> Result<Vec<Vec<u8>>> {
+        let mut names = self.place.names(directory)?;
+        names.retain(|name| !directory.join(name).is_ok_and(|path| self.removed.covers(&path)));
+        Ok(names)
+    }
+
+    fn owner(&self, metadata: &Metadata) -> Option<(u32, u32)> {
+        self.place.owner(metadata)
     }
 }
 

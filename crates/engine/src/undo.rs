@@ -22,7 +22,7 @@ use mainstay_workloads::files::{
 };
 
 use crate::copy::copy;
-use crate::restore::{RestorePlan, View};
+use crate::restore::{RestorePlan, View, acts};
 use crate::workload::{derived_id, root_text};
 
 /// The kind of workload whose points hold what a restore was about to overwrite.
@@ -49,7 +49,7 @@ pub(crate) fn take(
     progress.event(&Event::Phase(Phase::Opening));
     let root = item_path(&plan.root)?;
     let changes: Vec<Change> =
-        plan.changes.iter().map(|change| below(&root, change)).collect::<Result<_>>()?;
+        plan.changes.iter().filter(acts).map(|change| below(&root, change)).collect::<Result<_>>()?;
     let changes = with_directories(changes)?;
     let source = Before::new(&changes, clock)?;
     let name = format!("{host}:undo");
@@ -167,7 +167,7 @@ const fn letter(action: Action) -> Option<u8> {
         Action::Replace => Some(b'!'),
         Action::Metadata => Some(b'~'),
         Action::Delete => Some(b'-'),
-        Action::Same => None,
+        Action::Same | Action::Blocked => None,
     }
 }
 

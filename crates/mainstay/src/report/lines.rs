@@ -262,7 +262,7 @@ pub struct Content {
 pub struct RestoreStep {
     #[serde(flatten)]
     pub path: Path,
-    /// create, replace, metadata, delete
+    /// create, replace, metadata, delete, blocked
     pub action: String,
     pub bytes: u64,
 }
@@ -295,6 +295,8 @@ pub struct Changes {
     pub metadata: u64,
     pub deleted: u64,
     pub same: u64,
+    /// Would be skipped: where the item belongs stands a directory that holds something.
+    pub blocked: u64,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]

@@ -38,6 +38,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
                 "create" => '+',
                 "replace" => '~',
                 "delete" => '-',
+                "blocked" => '!',
                 _ => '.',
             };
             format!("{mark} {}\n", step.path.path)
@@ -286,13 +287,14 @@ fn found(found: &Found, zone: &TimeZone) -> String {
 }
 
 fn changes(changes: &Changes) -> String {
-    let Changes { created, replaced, metadata, deleted, same } = changes;
+    let Changes { created, replaced, metadata, deleted, same, blocked } = changes;
     let parts = [
         (*created, "+", "new"),
         (*replaced, "~", "changed"),
         (*metadata, ".", "with other owner, mode or times"),
         (*deleted, "-", "removed"),
         (*same, "=", "same"),
+        (*blocked, "!", "blocked by directories that hold something"),
     ];
     let parts = parts.into_iter().filter(|(number, ..)| *number > 0);
     let parts: Vec<String> =
@@ -385,7 +387,7 @@ fn collected(done: &Collected) -> String {
 pub(super) fn skip(skipped: &Skipped) -> String {
     let reason = if skipped.detail.is_empty() { &skipped.reason } else { &skipped.detail };
     let word = match skipped.reason.as_str() {
-        "changed" => "changed while it was read",
+        "changed" if skipped.detail.is_empty() => "changed while it was read",
         "silent-change" => "its content had changed behind an unchanged time",
         "metadata" => {
             return format!("{}: stored without some metadata: {}", skipped.path.path, clean(reason));

@@ -185,6 +185,7 @@ fn show(session: &Session, plan: &RestorePlan) {
             Action::Metadata => "metadata",
             Action::Delete => "delete",
             Action::Same => "same",
+            Action::Blocked => "blocked",
         };
         session.report.line(&Line::RestoreStep(RestoreStep {
             path: lines::Path::of(&change.path),
@@ -198,6 +199,6 @@ fn show(session: &Session, plan: &RestorePlan) {
 }
 
 fn changes(from: &files::Changes) -> Changes {
-    let files::Changes { created, replaced, metadata, deleted, same } = *from;
-    Changes { created, replaced, metadata, deleted, same }
+    let files::Changes { created, replaced, metadata, deleted, same, blocked } = *from;
+    Changes { created, replaced, metadata, deleted, same, blocked }
 }

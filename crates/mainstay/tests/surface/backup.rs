@@ -89,6 +89,24 @@ fn excludes_tags_names_and_hooks_reach_the_point() {
 }
 
 #[test]
+fn a_quiesce_may_fail_or_take_too_long_and_tags_are_checked_as_elsewhere() {
+    let machine = Machine::with_repository();
+    machine.write("home/d/a", "x");
+    machine.run(&["backup", "home/d", "--tag", "a\tb"]).failed(2, "cannot be tagged");
+    machine.run(&["backup", "home/d", "--tag", ""]).failed(2, "cannot be tagged");
+    let late = ["backup", "home/d", "--quiesce", "sleep 600", "--hook-limit", "1s"];
+    machine.run(&late).failed(1, "did not end within 1 seconds");
+    assert_eq!(machine.run(&["--json", "points"]).ok().json().len(), 0);
+    let ran = machine.run(&[&late[..], &["--quiesce-may-fail"]].concat()).ok();
+    assert!(ran.err.contains("without being quiesced"), "{ran:?}");
+    let shown = machine.run(&["points", "show", "latest"]).ok().out;
+    assert!(shown.contains("without being quiesced") && shown.contains("fuzzy"), "{shown}");
+    machine
+        .run(&["backup", "home/d", "--quiesce", "true", "--hook-limit", "soon"])
+        .failed(2, "length of time");
+}
+
+#[test]
 fn the_repository_never_backs_itself_up() {
     let machine = Machine::with_repository();
     machine.write("home/letter", "x");

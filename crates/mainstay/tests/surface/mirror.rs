@@ -2,7 +2,11 @@
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use mainstay_workloads::process::Program;
+
 use crate::machine::Machine;
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn mirror(machine: &Machine, paths: &[&str]) {
     machine.later(60);
@@ -80,4 +84,59 @@ fn one_file_with_strip_leaves_the_directory_as_it_was() {
     std::fs::set_permissions(machine.at("one"), std::fs::Permissions::from_mode(0o700)).unwrap();
     machine.run(&["restore", "latest", &machine.arg("d/sub/b"), "--to", "one", "--strip"]).ok();
     assert_eq!((machine.read("one/b"), mode("one")), ("b".to_owned(), 0o700));
+}
+
+#[test]
+fn a_mirror_keeps_what_was_excluded_in_every_place() {
+    let machine = Machine::with_repository();
+    machine.write("d/in/a", "a");
+    machine.run(&["backup", "d", "--exclude", "*.log", "--exclude", "/private"]).ok();
+    let kept = ["d/x.log", "d/in/y.log", "d/private/deep/p", "d/gone/deep/z.log"];
+    kept.iter().for_each(|file| drop(machine.write(file, "left out")));
+    let deleted = ["d/extra", "d/in/more/deep", "d/in/private"];
+    deleted.iter().for_each(|file| drop(machine.write(file, "not left out")));
+    mirror(&machine, &["d"]);
+    // A directory that the point does not hold goes as a whole: what is in it was not left out of anything.
+    let there = |files: &[&str]| files.iter().map(|file| machine.at(file).exists()).collect::<Vec<_>>();
+    assert_eq!(there(&kept[..3]), [true; 3]);
+    assert_eq!(there(&deleted), [false; 3]);
+}
+
+/// Unmounted when the test is over.
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn new(at: &std::path::Path) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let mount = Program::new("mount", LIMIT).arguments(["-t", "tmpfs", "none"]).argument(at).run_well();
+        mount.map_err(|error| println!("NOT RUN: {error:?}")).ok().map(|_| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        Program::new("umount", LIMIT).argument("-l").argument(&self.0).run_well().unwrap();
+    }
+}
+
+/// Mounted before the point was taken and not gone into, and mounted since over what the point holds or does not.
+#[test]
+fn a_mirror_keeps_what_is_on_other_mounts() {
+    let machine = Machine::with_repository();
+    machine.write("d/a", "a");
+    machine.write("d/covered/held", "held");
+    let Some(_before) = Mount::new(&machine.at("d/before")) else { return };
+    machine.write("d/before/b", "b");
+    machine.run(&["backup", "d", "--one-file-system"]).ok();
+    let _since = ["d/since", "d/covered"].map(|path| Mount::new(&machine.at(path)).unwrap());
+    for file in ["d/since/s", "d/covered/c", "d/extra"] {
+        machine.write(file, "mounted since");
+    }
+    machine.later(60);
+    // What the point holds below the mount is put there; what else is there stays.
+    machine.run(&["restore", "latest", "--mode", "mirror", "--yes"]).ok();
+    for kept in ["d/before/b", "d/since/s", "d/covered/c", "d/covered/held"] {
+        assert!(machine.at(kept).exists(), "{kept}");
+    }
+    assert!(!machine.at("d/extra").exists());
 }

@@ -134,6 +134,11 @@ fn kinds_that_changed_are_replaced_and_come_back() {
     machine.write("home/d/sub", "now a file");
     let before = content(&machine, "home/d");
     // What a directory holds goes only when a mirror is asked for.
+    let plan = machine.run(&["--json", "restore", "latest", "--dry-run"]).ok();
+    assert_eq!(plan.only("restore_plan")["blocked"], 1, "{plan:?}");
+    let steps = plan.json();
+    let step = steps.iter().find(|step| step["path"] == machine.arg("home/d/a").as_str()).unwrap();
+    assert_eq!(step["action"], "blocked");
     assert_eq!(machine.run(&["restore", "latest", "--yes"]).exit, 3);
     assert_eq!(machine.read("home/d/a/now/a/directory"), "x");
     machine.run(&["restore", "latest", "--yes", "--mode", "mirror"]).ok();

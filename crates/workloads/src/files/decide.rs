@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mainstay_core::{ItemPath, Kind, Metadata, Result};
 
 use super::left_out::LeftOut;
+use super::paths::PathSet;
 
 /// What may happen to that which is there already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub enum Action {
     Delete,
     /// Nothing: it is as it should be, or must be kept.
     Same,
+    /// Nothing, and the item is skipped: a directory stands there that holds something, or for a mirror something
+    /// that must be kept.
+    Blocked,
 }
 
 /// One line of a plan.
@@ -67,7 +71,7 @@ pub struct RestoreRules {
     /// items: the ancestors of what was protected are items too, and what lies beside it was never captured.
     pub selected: Vec<ItemPath>,
     /// Never deleted, nor what is below them: paths that the point knows it could not capture.
-    pub keep: Vec<ItemPath>,
+    pub keep: PathSet,
     /// What the point left out on purpose; a mirror keeps it.
     pub left_out: Option<Arc<LeftOut>>,
     /// What was taken off the front of every path.
@@ -100,12 +104,12 @@ impl RestoreRules {
     pub(super) fn mirrors(&self, directory: &ItemPath) -> bool {
         self.mode == RestoreMode::Mirror
             && self.selected.iter().any(|path| directory.is_within(path))
-            && !self.keep.iter().any(|path| directory.is_within(path))
+            && !self.keep.covers(directory)
     }
 
     /// Whether a mirror deletes `path`, which the point does not hold and whose directory it mirrors.
     pub(super) fn deletes(&self, path: &ItemPath) -> bool {
-        !self.keep.iter().any(|keep| keep.is_within(path))
+        !self.keep.touches(path)
             && !self.left_out.as_ref().is_some_and(|left| left.keeps(&self.original(path)))
     }
 
@@ -229,7 +233,15 @@ impl Plan<'_> {
         }
         let existing = self.existing.look(&path)?;
         let wanted = Wanted { metadata, owner: self.existing.owner(metadata) };
-        let action = decide(self.rules.mode, existing.as_ref(), &wanted);
+        let mut action = decide(self.rules.mode, existing.as_ref(), &wanted);
+        let replaces = action == Action::Replace && metadata.kind != Kind::Directory;
+        if replaces && existing.as_ref().is_some_and(|existing| existing.kind == Kind::Directory) {
+            let free = match self.rules.mode {
+                RestoreMode::Mirror => self.rules.mirrors(&path) && self.rules.deletes(&path),
+                _ => self.existing.names(&path)?.is_empty(),
+            };
+            action = if free { action } else { Action::Blocked };
+        }
         let writes = matches!(action, Action::Create | Action::Replace);
         if metadata.kind == Kind::Directory && !path.is_root() && self.rules.mirrors(&path) {
             self.open.push((path.clone(), HashSet::new()));

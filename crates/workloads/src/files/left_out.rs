@@ -8,6 +8,7 @@
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use mainstay_core::ItemPath;
 
+use super::paths::PathSet;
 use super::scope::{CACHE_TAG, excludes};
 use super::snapshot::SNAPSHOT_PREFIX;
 
@@ -32,7 +33,7 @@ pub struct LeftOut {
     pub links: Vec<ItemPath>,
     patterns: Gitignore,
     /// The repository, mount points that were captured as empty directories.
-    paths: Vec<ItemPath>,
+    paths: PathSet,
     caches: bool,
 }
 
@@ -69,7 +70,7 @@ impl LeftOut {
             roots: Vec::new(),
             links: Vec::new(),
             patterns: Gitignore::empty(),
-            paths: Vec::new(),
+            paths: PathSet::default(),
             caches: false,
         };
         let mut named = None;
@@ -83,7 +84,7 @@ impl LeftOut {
                     found.roots.push(CapturedRoot { named: named.take().unwrap_or(real.clone()), real });
                 }
                 b'l' => found.links.push(path()?),
-                b'x' => found.paths.push(path()?),
+                b'x' => found.paths.insert(path()?),
                 b'p' => drop(patterns.add_line(None, std::str::from_utf8(text).ok()?).ok()?),
                 b'c' => found.caches = true,
                 _ => return None,
@@ -102,7 +103,7 @@ impl LeftOut {
             !rest.is_empty() && [false, true].iter().any(|is_dir| excludes(&self.patterns, rest, *is_dir))
         };
         path.name().starts_with(SNAPSHOT_PREFIX)
-            || self.paths.iter().any(|left| left.is_within(path) || path.is_within(left))
+            || self.paths.touches(path)
             || self.roots.iter().any(|root| path.is_within(&root.real) && excluded(&root.real))
     }
 

@@ -4,6 +4,7 @@ mod dirs;
 mod inspect;
 mod names;
 mod owners;
+mod paths;
 mod xattr;
 
 mod hooks;
@@ -32,6 +33,7 @@ pub use decide::{Action, Change, Existing, RestoreMode, RestoreRules, Trace, dif
 pub use hooks::Hooks;
 pub use left_out::{CapturedRoot, LeftOut};
 pub use mounts::mount_points;
+pub use paths::PathSet;
 pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
 pub use snapshot::SnapshotRule;

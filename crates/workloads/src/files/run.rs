@@ -41,6 +41,8 @@ pub struct Changes {
     pub metadata: u64,
     pub deleted: u64,
     pub same: u64,
+    /// Of a plan only: what is done is a skip.
+    pub blocked: u64,
 }
 
 /// The result of a restore.
@@ -155,6 +157,7 @@ impl Run {
             Action::Metadata => &mut changes.metadata,
             Action::Delete => &mut changes.deleted,
             Action::Same => &mut changes.same,
+            Action::Blocked => &mut changes.blocked,
         };
         *fate += 1;
         if action == Action::Same {

@@ -24,6 +24,7 @@ use super::dirs::{Dir, open_beneath};
 use super::inspect::{Inspector, kind, look};
 use super::names::{ListingBuffer, NameList};
 use super::open_dir::{Hold, OpenDir};
+use super::paths::PathSet;
 use super::remove::remove_tree;
 use super::run::{OwnerRule, Restored, Run, is_temporary};
 use super::write::{Job, Worker};
@@ -56,7 +57,7 @@ pub struct FilesTarget {
     /// The path of the item before, to hold the source to its order.
     last: Option<ItemPath>,
     /// What the source could not yield, and a mirror therefore must not delete.
-    kept: Vec<ItemPath>,
+    kept: PathSet,
     queue: Option<Sender<Job>>,
     workers: Vec<JoinHandle<()>>,
     inspector: Inspector,
@@ -95,7 +96,7 @@ impl FilesTarget {
             levels: Vec::new(),
             path: Vec::new(),
             last: None,
-            kept: Vec::new(),
+            kept: PathSet::default(),
             queue: Some(queue),
             workers: Vec::new(),
             inspector: Inspector::default(),
@@ -166,8 +167,7 @@ impl FilesTarget {
         }
         for name in self.list(dir) {
             let Ok(path) = directory.join(name.to_bytes()) else { continue };
-            let kept = self.kept.iter().any(|kept| kept.is_within(&path) || path.is_within(kept));
-            if kept
+            if self.kept.touches(&path)
                 || is_temporary(name.to_bytes())
                 || seen.contains(name.to_bytes())
                 || !self.run.rules.deletes(&path)
@@ -393,7 +393,7 @@ impl Target for FilesTarget {
 
     fn skip(&mut self, skip: Skip) -> Result<()> {
         if skip.reason.is_loss() {
-            self.kept.push(skip.path.clone());
+            self.kept.insert(skip.path.clone());
         }
         self.run.record(skip);
         self.run.check()

@@ -112,7 +112,7 @@ impl Worker {
                 self.dress(&fd, name, item, present.as_ref())?;
                 0
             }
-            Action::Same | Action::Delete => 0,
+            Action::Same | Action::Delete | Action::Blocked => 0,
         };
         if let Some(first) = first
             && (mode != RestoreMode::Add || action != Action::Same)
@@ -168,9 +168,12 @@ impl Worker {
         };
         let placed = made.and_then(|bytes| {
             self.is_still(fd, name, item, existing)?;
-            self.place(parent, fd, &temporary, name, action, existing)
-                .map(|()| bytes)
-                .map_err(|errno| unwritable(&item.path, errno))
+            self.place(parent, fd, &temporary, name, action, existing).map(|()| bytes).map_err(|errno| {
+                match errno {
+                    Errno::NOTEMPTY => refuse(item, "a directory stands there that holds something"),
+                    _ => unwritable(&item.path, errno),
+                }
+            })
         });
         if placed.is_err() {
             let _not_there = unlinkat(fd, &*temporary, AtFlags::empty());

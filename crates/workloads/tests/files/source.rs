@@ -284,15 +284,15 @@ fn the_root_directory_is_a_root_like_any_other() {
 /// They say that they are empty, and lie in a file system that a run from further up passes by.
 #[test]
 fn files_of_the_kernel_are_captured_with_their_content_when_they_are_asked_for() {
-    let version = std::fs::read("/proc/version").unwrap();
+    let version = fs::read("/proc/version").unwrap();
     let roots = vec!["/proc/version".into(), "/proc/sys/kernel/random".into()];
     let (items, skips) = walk(FilesRequest { roots, ..FilesRequest::default() });
     let names: Vec<String> = items.iter().map(|item| item.path.to_string()).collect();
     assert!(names.contains(&"proc/sys/kernel/random/uuid".to_owned()), "{names:?} {skips:?}");
     let item = items.into_iter().find(|item| item.path.as_bytes() == b"proc/version").unwrap();
-    let mainstay_core::Body::Stream(open) = item.body else { panic!("no content") };
+    let Body::Stream(open) = item.body else { panic!("no content") };
     let mut buffer = vec![0; 1 << 16];
     let piece = open.open().unwrap().read(&mut buffer).unwrap();
-    assert_eq!(piece, mainstay_core::Piece::Data(version.len()));
+    assert_eq!(piece, Piece::Data(version.len()));
     assert_eq!(buffer[..version.len()], version);
 }

@@ -12,6 +12,7 @@
 mod address;
 mod blocks;
 mod client;
+mod overlay;
 mod server;
 mod stream;
 mod tls;
@@ -20,5 +21,6 @@ mod wire;
 pub use address::Address;
 pub use blocks::WritableBlocks;
 pub use client::{Client, Description, ExportInfo, Remote};
+pub use overlay::Overlay;
 pub use server::{Counters, Export, ReadObserver, Server, ServerOptions, Trace};
 pub use tls::{ClientTls, Identity, ServerTls};

@@ -140,15 +140,35 @@ impl Remote {
     fn attempt<T>(&self, act: impl FnOnce(&mut Session) -> Outcome<T>) -> Outcome<T> {
         let mut session = self.take()?;
         let outcome = session.within(self.client.limit).and_then(|()| act(&mut session));
-        if let Err(Failure::Broken(error)) = &outcome {
-            let why = (error.code(), error.chain().join(": "));
-            self.pool().broken.get_or_insert(why);
-            self.freed.notify_all();
-        } else {
-            self.pool().idle.push(session);
-            self.freed.notify_one();
+        let next = match &outcome {
+            Err(Failure::Broken(error)) => Err((error.code(), error.chain().join(": "))),
+            _ if session.spoiled => {
+                // First, for servers that count connections.
+                drop(session);
+                self.reopen(None).map_err(|error| (error.code(), error.chain().join(": ")))
+            }
+            _ => Ok(session),
+        };
+        match next {
+            Ok(session) => {
+                self.pool().idle.push(session);
+                self.freed.notify_one();
+            }
+            Err(why) => {
+                self.pool().broken.get_or_insert(why);
+                self.freed.notify_all();
+            }
         }
         outcome
+    }
+
+    /// A connection with one context alone: `dirty`, or else `base:allocation`.
+    fn reopen(&self, dirty: Option<&str>) -> Result<Session> {
+        let session = self.client.session(self.client.limit, dirty, dirty.is_none())?;
+        if session.dirty.is_some() != dirty.is_some() || session.info != self.info {
+            return Err(Error::new(Code::Io, format!("{} is no longer what it was", self.client)));
+        }
+        Ok(session)
     }
 
     fn take(&self) -> Result<Session> {
@@ -191,13 +211,7 @@ impl Remote {
 
     fn changes(&self, range: Range<u64>, dirty: &str) -> Result<Vec<Extent>> {
         let mut place = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut session = match place.take() {
-            Some(session) => session,
-            None => self.client.session(self.client.limit, Some(dirty), false)?,
-        };
-        if session.dirty.is_none() || session.info.size != self.info.size {
-            return Err(Error::new(Code::Io, format!("{} is no longer what it was", self.client)));
-        }
+        let mut session = place.take().map_or_else(|| self.reopen(Some(dirty)), Ok)?;
         let mut changes = Extents::new(range);
         plain(session.within(self.client.limit).and_then(|()| changes.ask(&mut session)))?;
         *place = Some(session);

@@ -28,6 +28,8 @@ pub(super) struct Session {
     pub(super) allocation: Option<u32>,
     /// Which number the context of changes has here.
     pub(super) dirty: Option<u32>,
+    /// A late part of a reply may be on its way, so no other request must follow.
+    pub(super) spoiled: bool,
     cookie: u64,
 }
 
@@ -65,7 +67,7 @@ impl Session {
         dirty: Option<u32>,
     ) -> Self {
         let stream = BufReader::with_capacity(BUFFER_LEN, stream);
-        Self { stream, info, structured, allocation, dirty, cookie: 0 }
+        Self { stream, info, structured, allocation, dirty, spoiled: false, cookie: 0 }
     }
 
     /// All that is asked from now on has to be answered within `limit`.
@@ -152,6 +154,8 @@ impl Session {
             }
         }
         if let Some(failure) = refused {
+            // QEMU says that this was all, and then goes on with the other context.
+            self.spoiled = self.allocation.is_some() && self.dirty.is_some();
             return Err(failure);
         }
         if allocation.is_some() != self.allocation.is_some() || dirty.is_some() != self.dirty.is_some() {

@@ -184,7 +184,10 @@ fn act(overlay: &Overlay, model: &mut [u8], rng: &mut Rng) -> bool {
 fn what_was_flushed_survives_power_cuts_and_what_was_written_survives_kills() {
     for_each_seed(12, |seed| {
         let mut rng = Rng::new(seed);
-        let base = Arc::new(Base(rng.bytes(len_of(&(0..SIZE)))));
+        let mut base = rng.bytes(len_of(&(0..SIZE)));
+        let empty = rng.below(3) * len_of(&(0..BLOCK));
+        base[empty..empty + len_of(&(0..BLOCK))].fill(0);
+        let base = Arc::new(Base(base));
         let len = len_of(&(0..map::file_len(SIZE).unwrap()));
         // What was there before, say from an attempt that a power cut undid, must not show.
         let files = record([rng.bytes(len_of(&(0..SIZE))), vec![0; len]]);

@@ -135,9 +135,26 @@ pub(crate) fn missing(name: &str, error: &std::io::Error) -> ! {
     panic!("{name} cannot be started ({error}); `cargo xtask setup` installs it")
 }
 
-/// A program that listens on a socket and is killed in the end.
+/// A process that is killed in the end, whatever happens.
+pub(crate) struct Mortal(pub(crate) Child);
+
+impl Mortal {
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        let _ended_already = self.0.kill();
+        let _ended_already = self.0.wait();
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A program that listens on a socket.
 pub(crate) struct Daemon {
-    child: Child,
+    pub(crate) process: Mortal,
     pub(crate) socket: PathBuf,
 }
 
@@ -149,12 +166,12 @@ impl Daemon {
         socket: PathBuf,
     ) -> Self {
         let child = command(name, arguments).spawn().unwrap_or_else(|error| missing(name, &error));
-        let mut daemon = Self { child, socket };
+        let mut daemon = Self { process: Mortal(child), socket };
         for _ in 0..6000 {
             if daemon.socket.exists() {
                 return daemon;
             }
-            assert!(daemon.child.try_wait().unwrap().is_none(), "{name} ended at once");
+            assert!(daemon.process.0.try_wait().unwrap().is_none(), "{name} ended at once");
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("{name} does not listen");
@@ -170,12 +187,5 @@ impl Daemon {
 
     pub(crate) fn client(&self, export: &str) -> Client {
         Client::new(Address::Unix(self.socket.clone()), export).limit(LONG)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _ended_already = self.child.wait();
     }
 }

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
+mod fleecing;
 mod lab;
+mod overlay;
 mod peers;
+mod tls;
 mod together;

@@ -38,6 +38,9 @@ impl Job {
     /// Never panics, whatever the blocks do: a worker that is lost would be missed by everybody.
     pub(super) fn run(self) {
         let Self { task, replies, permit } = self;
+        if permit.budget.used().over {
+            return;
+        }
         let bytes = catch_unwind(AssertUnwindSafe(|| task.answer())).unwrap_or_else(|_| task.failed());
         let _nobody_waits = replies.send(Reply { bytes, _permit: permit });
     }
@@ -69,7 +72,8 @@ fn transmit(
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("nbd-writer".into());
         writing.each_within(options.stall_limit);
-        if writer.spawn_scoped(scope, move || write_replies(writing, &waiting)).is_err() {
+        let shared = Arc::clone(&budget);
+        if writer.spawn_scoped(scope, move || write_replies(writing, waiting, &shared)).is_err() {
             return;
         }
         let mut reader = Reader { stream: BufReader::with_capacity(BUFFER_LEN, reading), options };
@@ -92,13 +96,15 @@ fn transmit(
     });
 }
 
-/// After a failure replies are still taken, so that everything that waits for the budget goes on, and ends.
-fn write_replies(mut stream: Stream, replies: &Receiver<Reply>) {
-    let mut alive = true;
-    for reply in replies {
-        if alive && stream.write_all(&reply.bytes).is_err() {
-            alive = false;
+/// When one cannot be sent, nothing that was asked for matters any longer.
+fn write_replies(mut stream: Stream, replies: Receiver<Reply>, budget: &Budget) {
+    for reply in &replies {
+        if stream.write_all(&reply.bytes).is_err() {
             stream.close();
+            // In this order: the replies that are left give back their shares, and then nobody gets another.
+            drop(replies);
+            budget.end();
+            return;
         }
     }
 }
@@ -133,14 +139,14 @@ impl Reader<'_> {
         if payload_len > self.options.payload_max {
             let mut dropped = self.stream.by_ref().take(payload_len.into());
             io::copy(&mut dropped, &mut io::sink()).map_err(lost)?;
-            return Ok(Some((request, Vec::new(), Budget::take(budget, 0))));
+            return Ok(Budget::take(budget, 0).map(|permit| (request, Vec::new(), permit)));
         }
         let cost = match request.command {
             command::READ => request.length.min(self.options.payload_max) as usize,
             command::BLOCK_STATUS => STATUS_COST,
             _ => payload_len as usize,
         };
-        let permit = Budget::take(budget, cost);
+        let Some(permit) = Budget::take(budget, cost) else { return Ok(None) };
         let mut payload = vec![0; payload_len as usize];
         self.stream.read_exact(&mut payload).map_err(lost)?;
         Ok(Some((request, payload, permit)))
@@ -163,6 +169,8 @@ struct Budget {
 struct Used {
     requests: usize,
     bytes: usize,
+    /// The client will fetch nothing more.
+    over: bool,
 }
 
 /// A share of the budget, given back when it is dropped.
@@ -182,15 +190,24 @@ impl Budget {
         }
     }
 
-    /// Waits until there is room. Workers and the writer make room, each within its own limits.
-    fn take(budget: &Arc<Self>, bytes: usize) -> Permit {
-        let full =
-            |used: &mut Used| used.requests >= budget.requests_max || used.bytes + bytes > budget.bytes_max;
+    /// Waits until there is room. Workers and the writer make room, each within its own limits. `None` when it is over.
+    fn take(budget: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let fits =
+            |used: &Used| used.requests < budget.requests_max && used.bytes + bytes <= budget.bytes_max;
+        let full = |used: &mut Used| !used.over && !fits(used);
         let waited = budget.freed.wait_while(budget.used(), full);
         let mut used = waited.unwrap_or_else(PoisonError::into_inner);
+        if used.over {
+            return None;
+        }
         used.requests += 1;
         used.bytes += bytes;
-        Permit { budget: Arc::clone(budget), bytes }
+        Some(Permit { budget: Arc::clone(budget), bytes })
+    }
+
+    fn end(&self) {
+        self.used().over = true;
+        self.freed.notify_all();
     }
 
     fn used(&self) -> MutexGuard<'_, Used> {

@@ -122,12 +122,16 @@ struct Guest {
 }
 
 impl Acceptor {
-    pub(super) fn run(self) {
+    /// False when a connection ended in a panic.
+    pub(super) fn run(self) -> bool {
+        let mut fine = true;
         let mut guests: Vec<Guest> = Vec::new();
         // Nothing is ever sent: the channel closes when the last guest has dropped its end.
         let (inside, outside) = crossbeam_channel::bounded::<()>(0);
         while let Ok(false) = self.rung(None) {
-            guests.retain(|guest| !guest.thread.is_finished());
+            for gone in guests.extract_if(.., |guest| guest.thread.is_finished()) {
+                fine &= gone.thread.join().is_ok();
+            }
             match self.listener.accept() {
                 // Dropped, and so closed, when there are too many already.
                 Ok(socket) if guests.len() < self.options.connections => {
@@ -146,8 +150,9 @@ impl Acceptor {
             guests.iter().for_each(|guest| guest.socket.shut(Shutdown::Both));
         }
         for guest in guests {
-            let _it_has_been_told_to_nobody = guest.thread.join();
+            fine &= guest.thread.join().is_ok();
         }
+        fine
     }
 
     fn let_in(&self, socket: Socket, inside: Sender<()>) -> Option<Guest> {

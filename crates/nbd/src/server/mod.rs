@@ -80,7 +80,7 @@ pub struct Server {
 
 struct Running {
     bell: Arc<OwnedFd>,
-    acceptor: JoinHandle<()>,
+    acceptor: JoinHandle<bool>,
     workers: Vec<JoinHandle<()>>,
     jobs: Sender<Job>,
 }
@@ -135,7 +135,7 @@ impl Server {
         let Some(Running { bell, acceptor, workers, jobs }) = self.running.take() else { return Ok(()) };
         rustix::io::write(&*bell, &1_u64.to_ne_bytes())
             .map_err(|errno| Error::io("cannot ring for the end", errno.into()))?;
-        let mut fine = acceptor.join().is_ok();
+        let mut fine = acceptor.join().unwrap_or(false);
         drop(jobs);
         for worker in workers {
             fine &= worker.join().is_ok();
@@ -153,6 +153,6 @@ impl Drop for Server {
     }
 }
 
-fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+fn spawn<T: Send + 'static>(name: String, run: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     thread::Builder::new().name(name).spawn(run).map_err(|error| Error::io("cannot start a thread", error))
 }

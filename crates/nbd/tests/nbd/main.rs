@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod fleecing;
+mod hostile;
 mod lab;
 mod overlay;
 mod peers;
+mod proxy;
 mod tls;
 mod together;
+mod trouble;

@@ -81,6 +81,29 @@ fn qemu_nbd_is_read_and_written() {
     assert!(empty > 1 << 20, "{extents:?}");
 }
 
+/// Devices with large sectors take whole ones only.
+#[test]
+fn a_server_with_blocks_of_4096_bytes_gets_whole_ones() {
+    let model = sparse(&mut Rng::new(8), SIZE);
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    write_sparse(&image, &model);
+    let layers = "driver=blkdebug,align=4096,image.driver=file,image.filename=";
+    let options = format!("{layers}{}", text(&image));
+    let daemon = Daemon::qemu_nbd(directory.path(), &["--image-opts", &options]);
+    let remote = daemon.client("").blocks(None).unwrap();
+    assert_eq!(remote.info().block_size, 4096);
+    for range in [0..1, 4095..4097, 1000..3_000_000, 8192..12288, SIZE as u64 - 1..SIZE as u64] {
+        let mut bytes = vec![0; index(range.end - range.start)];
+        remote.read_at(range.start, &mut bytes).unwrap();
+        assert!(bytes == model[index(range.start)..index(range.end)], "{range:?} differs");
+        let extents = remote.extents(range.clone()).unwrap();
+        assert_eq!((extents[0].range.start, extents.last().unwrap().range.end), (range.start, range.end));
+    }
+    assert_eq!(remote.write_at(1, &[0; 4096]).unwrap_err().code(), Code::Unsupported);
+    remote.write_at(4096, &[7; 8192]).unwrap();
+}
+
 /// `qemu-nbd` lets one client in at a time when it is not told otherwise.
 #[test]
 fn a_bitmap_of_qemu_nbd_tells_what_has_changed() {

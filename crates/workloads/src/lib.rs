@@ -4,6 +4,7 @@
 pub mod armed;
 pub mod files;
 pub mod process;
+pub mod vm;
 
 /// The kinds of workload that this build knows, by the name that recovery points carry.
-pub const WORKLOADS: &[&str] = &[files::KIND];
+pub const WORKLOADS: &[&str] = &[files::KIND, vm::KIND];

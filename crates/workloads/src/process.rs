@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,22 +127,41 @@ impl Program {
         Err(Error::new(Code::Io, format!("{name} {how}: {}", last.escape_debug())))
     }
 
+    /// Starts it to stand beside this process: it is told what to do over the pipe, hears when this process is gone,
+    /// and is not killed with it. The time limit does not count. `output` becomes its standard output.
+    pub(crate) fn attend(&self, output: Option<OwnedFd>) -> Result<(Child, ChildStdin)> {
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stderr(Stdio::null());
+        command.stdout(output.map_or_else(Stdio::null, Stdio::from));
+        let mut child = command.spawn().map_err(|error| self.not_started(error))?;
+        let control =
+            child.stdin.take().ok_or_else(|| Error::bug("a pipe that was asked for is not there"))?;
+        Ok((child, control))
+    }
+
     fn start(&self) -> Result<Child> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().map_err(|error| self.not_started(error))
+    }
+
+    fn command(&self) -> std::process::Command {
         #[expect(clippy::disallowed_methods, reason = "this is the door")]
         let mut command = std::process::Command::new(&self.name);
         command.args(&self.arguments).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         PRIVATE.iter().for_each(|name| {
             command.env_remove(name);
         });
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.spawn().map_err(|error| {
-            let what = format!("cannot start {}", self.name.to_string_lossy());
-            match error.kind() {
-                std::io::ErrorKind::NotFound => Error::new(Code::Unsupported, what).because(error),
-                _ => Error::io(what, error),
-            }
-        })
+        command
+    }
+
+    fn not_started(&self, error: std::io::Error) -> Error {
+        let what = format!("cannot start {}", self.name.to_string_lossy());
+        match error.kind() {
+            std::io::ErrorKind::NotFound => Error::new(Code::Unsupported, what).because(error),
+            _ => Error::io(what, error),
+        }
     }
 }
 
@@ -233,7 +252,7 @@ fn readable(pipe: BorrowedFd<'_>) -> bool {
 }
 
 /// A descriptor that becomes readable when the time is up: programs live in real time, whatever a test's clock says.
-fn alarm(limit: Duration) -> std::result::Result<OwnedFd, Errno> {
+pub(crate) fn alarm(limit: Duration) -> std::result::Result<OwnedFd, Errno> {
     let fd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
     // A timer of zero would never ring.
     let limit = limit.max(Duration::from_nanos(1));

@@ -1,0 +1,135 @@
+//! The guest agent: what runs inside a machine and can hold its file systems still. Protocol: QEMU's
+//! `docs/interop/qemu-ga-ref`. The agent is the guest's, so whatever it says is a claim, and every call has its time.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use mainstay_core::{Code, Error, Result};
+use serde_json::{Value, json};
+
+use super::channel::{Channel, Limit, clean, line_of};
+
+/// The longest answer that is accepted, in bytes.
+const LINE_MAX: usize = 4 << 20;
+
+/// Before the text of a sync and its answer: it makes both parsers throw away half a line.
+const DELIMITER: u8 = 0xff;
+
+/// What an agent that lives may take for what is no work.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// A connection to the agent of one machine.
+pub(super) struct Agent {
+    channel: Channel,
+}
+
+/// What an agent says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AgentInfo {
+    pub(super) version: String,
+    /// The commands that it carries out.
+    pub(super) enabled: BTreeSet<String>,
+}
+
+impl Agent {
+    /// Errors: [`Code::NotFound`] when there is no socket, [`Code::Io`] when no agent answers.
+    pub(super) fn connect(path: &Path) -> Result<Self> {
+        let mut agent = Self { channel: Channel::connect(path, LINE_MAX)? };
+        let (text, number) = sync();
+        let limit = Limit::new(ANSWER)?;
+        agent.channel.send(&text, &limit)?;
+        agent.synced(number, &limit)?;
+        Ok(agent)
+    }
+
+    /// Speaks over the socket that somebody else connected. Nothing is said yet.
+    pub(super) fn over(socket: UnixStream) -> Result<Self> {
+        Ok(Self { channel: Channel::over(socket, "the guest agent".into(), LINE_MAX)? })
+    }
+
+    pub(super) fn socket(&self) -> &UnixStream {
+        self.channel.socket()
+    }
+
+    pub(super) fn info(&mut self) -> Result<AgentInfo> {
+        let info = self.run("guest-info", json!({}), ANSWER)?;
+        let commands = info["supported_commands"].as_array().map_or(&[][..], Vec::as_slice);
+        let enabled = commands.iter().filter(|command| command["enabled"].as_bool() == Some(true));
+        let enabled = enabled.filter_map(|command| command["name"].as_str()).map(clean).collect();
+        Ok(AgentInfo { version: clean(info["version"].as_str().unwrap_or_default()), enabled })
+    }
+
+    /// Freezes every file system; how many. When the time is up it may happen all the same: thaw.
+    pub(super) fn freeze(&mut self, length: Duration) -> Result<u64> {
+        Ok(self.run("guest-fsfreeze-freeze", json!({}), length)?.as_u64().unwrap_or(0))
+    }
+
+    /// Thaws every file system; how many were frozen until now.
+    pub(super) fn thaw(&mut self, length: Duration) -> Result<u64> {
+        self.channel.forget();
+        // At one go, so that it is done even if the answers never come.
+        let (mut text, number) = sync();
+        text.extend(line_of(&json!({ "execute": "guest-fsfreeze-thaw" })));
+        let limit = Limit::new(length)?;
+        self.channel.send(&text, &limit)?;
+        self.synced(number, &limit)?;
+        Ok(self.answer("guest-fsfreeze-thaw", &limit)?.as_u64().unwrap_or(0))
+    }
+
+    /// Has every file system thawed, beside somebody who reads what the agent says.
+    pub(super) fn thaw_unheard(&mut self) -> Result<()> {
+        let (mut text, _) = sync();
+        text.extend(line_of(&json!({ "execute": "guest-fsfreeze-thaw" })));
+        self.channel.send(&text, &Limit::new(ANSWER)?)
+    }
+
+    /// Tells the disks which blocks the file systems no longer use.
+    pub(super) fn trim(&mut self, length: Duration) -> Result<()> {
+        self.run("guest-fstrim", json!({}), length).map(drop)
+    }
+
+    /// Throws away whatever comes before the answer to this sync.
+    fn synced(&mut self, number: u64, limit: &Limit) -> Result<()> {
+        loop {
+            let Some(line) = self.channel.line(limit)? else { return Err(self.silent(limit)) };
+            let fresh = line.rsplit(|&byte| byte == DELIMITER).next().unwrap_or_default();
+            let answer: Value = serde_json::from_slice(fresh).unwrap_or_default();
+            if answer["return"].as_u64() == Some(number) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn run(&mut self, command: &str, arguments: Value, length: Duration) -> Result<Value> {
+        let limit = Limit::new(length)?;
+        let message = json!({ "execute": command, "arguments": arguments });
+        self.channel.send(&line_of(&message), &limit)?;
+        self.answer(command, &limit)
+    }
+
+    fn answer(&mut self, command: &str, limit: &Limit) -> Result<Value> {
+        let Some(line) = self.channel.line(limit)? else { return Err(self.silent(limit)) };
+        let mut answer: Value = serde_json::from_slice(&line)
+            .map_err(|error| Error::new(Code::Io, "the guest agent speaks no JSON").because(error))?;
+        if let Some(error) = answer.get("error") {
+            let words = clean(error["desc"].as_str().unwrap_or("no reason given"));
+            return Err(Error::new(Code::Io, format!("the guest agent refused {command}: {words}")));
+        }
+        Ok(answer["return"].take())
+    }
+
+    fn silent(&self, limit: &Limit) -> Error {
+        self.channel.late(limit).hint("is the guest agent running in the guest?")
+    }
+}
+
+/// The text of a sync, and the number that its answer has.
+fn sync() -> (Vec<u8>, u64) {
+    // The agent's numbers are signed.
+    let number = std::hash::RandomState::new().build_hasher().finish() >> 16;
+    let message = json!({ "execute": "guest-sync-delimited", "arguments": { "id": number } });
+    ([&[DELIMITER], line_of(&message).as_slice()].concat(), number)
+}

@@ -1,0 +1,23 @@
+//! Virtual machines: their disks, as of one moment, and what they are made of.
+
+mod agent;
+mod channel;
+mod guard;
+mod hypervisor;
+mod machine;
+mod mark;
+mod qemu;
+mod qmp;
+mod run_dir;
+
+/// The name of this kind of workload.
+pub const KIND: &str = "vm";
+
+pub use guard::{GuardProgram, attend, attend_at_standard_streams};
+pub use hypervisor::{
+    BitmapSeen, Caps, DiskMode, DiskPlace, DiskSnapshot, DiskSummary, Hypervisor, MachineId, MachineSnapshot,
+    MachineState, MachineSummary, Owner, SnapshotRequest, SnapshotSeen, Swept,
+};
+pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
+pub use mark::{DiskMark, Marks};
+pub use qemu::{QemuHost, QemuMachine};

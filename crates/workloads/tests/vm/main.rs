@@ -1,0 +1,8 @@
+//! The drivers for virtual machines, most of them against `qemu-storage-daemon`.
+
+#![cfg(test)]
+
+mod agent;
+mod daemon;
+mod qemu;
+mod trouble;

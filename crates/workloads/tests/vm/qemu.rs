@@ -1,0 +1,79 @@
+//! The QEMU driver against a real block layer.
+
+use mainstay_testkit::{Rng, for_each_seed};
+use mainstay_workloads::vm::Marks;
+
+use crate::daemon::{Daemon, capture, modes, request};
+
+const DISKS: [(&str, &str, usize); 3] =
+    [("a", "qcow2", 6 << 20), ("b", "raw", (2 << 20) + 512), ("c", "qcow2-0.10", 1 << 20)];
+
+/// What a run must say of each disk, by what happened since the last committed one.
+#[derive(Clone, Copy, PartialEq)]
+enum Since {
+    Nothing,
+    Restart,
+    Death,
+}
+
+#[test]
+fn points_are_what_the_guest_had_written_whatever_happens_in_between() {
+    let mut increments = 0;
+    for_each_seed(4, |seed| {
+        let mut rng = Rng::new(seed);
+        let mut daemon = Daemon::new(&DISKS);
+        let (mut marks, mut stored): (Option<Marks>, Vec<Vec<u8>>) = (None, Vec::new());
+        let mut since = Since::Nothing;
+        for _ in 0..8 {
+            daemon.scribble(&mut rng, 20);
+            let snapshot = daemon.snapshot(&request(&mut rng, marks.as_ref())).unwrap();
+            let expected = daemon.models();
+            daemon.scribble(&mut rng, 20);
+            let told = modes(snapshot.as_ref());
+            let wanted = match (&marks, since) {
+                (None, _) => ["full"; 3],
+                (Some(_), Since::Nothing) => ["incremental"; 3],
+                (Some(_), Since::Restart) => ["incremental", "scan: the bitmap", "scan: the bitmap"],
+                (Some(_), Since::Death) => ["scan: the bitmap", "scan: the bitmap", "scan: the bitmap"],
+            };
+            assert!(
+                told.iter().zip(wanted).all(|(told, wanted)| told.starts_with(wanted)),
+                "{told:?} {wanted:?}"
+            );
+            increments += told.iter().filter(|told| *told == "incremental").count();
+            let mut captured = stored.clone();
+            capture(snapshot.as_ref(), &mut captured).unwrap();
+            same(&captured, &expected, &told);
+            if rng.chance(70) {
+                marks = Some(snapshot.marks());
+                snapshot.commit().unwrap();
+                stored = captured;
+                since = Since::Nothing;
+            } else {
+                drop(snapshot);
+            }
+            assert_eq!(daemon.remains(), [""; 0]);
+            match rng.below(4) {
+                0 => {
+                    daemon.stop();
+                    daemon.start();
+                    since = if since == Since::Death { since } else { Since::Restart };
+                }
+                1 => {
+                    daemon.kill();
+                    daemon.start();
+                    since = Since::Death;
+                }
+                _ => {}
+            }
+        }
+    });
+    assert!(increments > 4, "hardly anything was incremental");
+}
+
+fn same(captured: &[Vec<u8>], expected: &[Vec<u8>], told: &[String]) {
+    for (index, (captured, expected)) in captured.iter().zip(expected).enumerate() {
+        let differs = captured.iter().zip(expected).position(|(one, other)| one != other);
+        assert_eq!((differs, captured.len()), (None, expected.len()), "disk {index} differs, {told:?}");
+    }
+}

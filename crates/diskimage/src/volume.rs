@@ -73,14 +73,26 @@ pub enum Encryption {
 }
 
 impl Volume {
-    /// Where bytes of the volume lie, in order: the index of the disk and the bytes there. What lies beyond the end,
-    /// and what lies on a missing disk, is left out.
+    /// Where bytes of the volume lie, in order: the index of the disk and the bytes there. What lies beyond the end of
+    /// the volume or of a disk is left out. On a striped volume a long range lies in very many places.
     pub fn on_disk(&self, range: Range<u64>) -> Vec<(usize, Range<u64>)> {
-        let range = range.start..range.end.min(self.blocks.size());
         let mut places = Vec::new();
+        self.each_on_disk(range, &mut |disk, range| places.push((disk, range)));
+        places
+    }
+
+    /// As [`Volume::on_disk`], one place after the other.
+    pub fn each_on_disk(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
+        let range = range.start..range.end.min(self.blocks.size());
         if !range.is_empty() {
-            self.place.add(range, &mut places);
+            self.place.each(range, put);
         }
+    }
+
+    /// The stretches of disks that the volume lies on, in no order; few, even when it is striped.
+    pub fn occupied(&self) -> Vec<(usize, Range<u64>)> {
+        let mut places = Vec::new();
+        self.place.occupied(0..self.blocks.size(), &mut |disk, range| places.push((disk, range)));
         places
     }
 }
@@ -100,7 +112,13 @@ impl fmt::Debug for Volume {
 
 /// Tells where the bytes of a volume lie.
 trait OnDisks: Send + Sync {
-    fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>);
+    /// The places of `range`, in order.
+    fn each(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>));
+
+    /// As [`OnDisks::each`], but in fewer pieces and in any order.
+    fn occupied(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
+        self.each(range, put);
+    }
 }
 
 /// A stretch of one disk, in bytes of it.
@@ -110,12 +128,12 @@ struct Stretch {
 }
 
 impl OnDisks for Stretch {
-    fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>) {
+    fn each(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
         // Metadata may speak of more than there is.
         let end = range.end.saturating_add(self.range.start).min(self.range.end);
         let start = range.start.saturating_add(self.range.start);
         if start < end {
-            places.push((self.disk, start..end));
+            put(self.disk, start..end);
         }
     }
 }
@@ -126,9 +144,19 @@ struct Shifted {
     by: u64,
 }
 
+impl Shifted {
+    fn of(&self, range: &Range<u64>) -> Range<u64> {
+        range.start.saturating_add(self.by)..range.end.saturating_add(self.by)
+    }
+}
+
 impl OnDisks for Shifted {
-    fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>) {
-        self.place.add(range.start.saturating_add(self.by)..range.end.saturating_add(self.by), places);
+    fn each(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
+        self.place.each(self.of(&range), put);
+    }
+
+    fn occupied(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
+        self.place.occupied(self.of(&range), put);
     }
 }
 
@@ -214,7 +242,9 @@ impl Search<'_> {
         let header = luks::header(&*volume.blocks);
         let broken = header.is_err();
         let Some(luks) = self.noted(&volume.name, "its encryption cannot be read", header)?.flatten() else {
-            volume.encryption = if broken { Encryption::Locked } else { Encryption::None };
+            if broken {
+                volume.encryption = Encryption::Locked;
+            }
             return Ok(volume);
         };
         volume.encryption = Encryption::Locked;

@@ -22,6 +22,8 @@ const LABELS: u64 = 4;
 const AREA: u64 = 512;
 /// The longest metadata that is read; LVM makes room for 1 MiB.
 const TEXT_MAX: u64 = 8 << 20;
+/// The shortest stripe that LVM makes, in bytes.
+const STRIPE_MIN: u64 = 4096;
 /// Legs that a striped volume may have.
 const STRIPES_MAX: u64 = 128;
 
@@ -166,10 +168,18 @@ struct Group {
     physical: BTreeMap<String, Member>,
 }
 
+/// What a physical volume gives to the logical ones on it.
+#[derive(Clone)]
+struct Part {
+    blocks: Arc<dyn Blocks>,
+    place: Arc<dyn OnDisks>,
+    encryption: Encryption,
+}
+
 /// A physical volume of a group.
 struct Member {
     /// `None` when its disk is not among those given.
-    volume: Option<(Arc<dyn Blocks>, Arc<dyn OnDisks>)>,
+    volume: Option<Part>,
     /// Where its extents begin, in bytes.
     start: u64,
     extents: u64,
@@ -182,7 +192,11 @@ impl Group {
         let mut physical = BTreeMap::new();
         for (name, section) in section.section("physical_volumes").iter().flat_map(|list| list.sections()) {
             let id: String = section.text("id")?.chars().filter(|letter| *letter != '-').collect();
-            let volume = by_id.get(&id).map(|volume| (Arc::clone(&volume.blocks), Arc::clone(&volume.place)));
+            let volume = by_id.get(&id).map(|Volume { blocks, place, encryption, .. }| Part {
+                blocks: Arc::clone(blocks),
+                place: Arc::clone(place),
+                encryption: *encryption,
+            });
             let start = section.number("pe_start")?.checked_mul(SECTOR);
             let start = start.ok_or_else(|| Error::integrity("its extents lie beyond every disk"))?;
             physical.insert(name.to_owned(), Member { volume, start, extents: section.number("pe_count")? });
@@ -211,7 +225,7 @@ impl Group {
                         label: None,
                         uuid: section.text("id").ok().map(str::to_owned),
                         blocks: Arc::new(Mapped(Arc::clone(&map))),
-                        encryption: Encryption::None,
+                        encryption: map.encryption,
                         place: map,
                     });
                 }
@@ -221,7 +235,13 @@ impl Group {
     }
 
     fn volume(&self, section: &Section) -> Result<Logical> {
-        let mut logical = Logical { segments: Vec::new(), size: 0, devices: Vec::new(), places: Vec::new() };
+        let mut logical = Logical {
+            segments: Vec::new(),
+            size: 0,
+            devices: Vec::new(),
+            places: Vec::new(),
+            encryption: Encryption::None,
+        };
         let mut segments = Vec::new();
         for (_, segment) in section.sections() {
             segments.push((segment.number("start_extent")?, segment));
@@ -254,9 +274,9 @@ impl Group {
         };
         let extents = section.number("extent_count")?;
         let size = extents.checked_mul(self.extent).filter(|size| *size != 0 && extents.is_multiple_of(legs));
-        let end = size.and_then(|size| logical.size.checked_add(size)).filter(|_| stripe != 0);
+        let end = size.and_then(|size| logical.size.checked_add(size));
         let end = end.ok_or_else(|| Error::integrity("a segment has no possible size"))?;
-        if legs > 1 && !self.extent.is_multiple_of(stripe) {
+        if legs > 1 && (stripe < STRIPE_MIN || !self.extent.is_multiple_of(stripe)) {
             return Err(Error::integrity("its stripes do not fit into extents"));
         }
         let stripes = section.list("stripes")?;
@@ -280,7 +300,7 @@ impl Group {
         let member = self.physical.get(name);
         let member = member
             .ok_or_else(|| Error::integrity(format!("it lies on {name}, which is not in the group")))?;
-        let Some((blocks, place)) = &member.volume else {
+        let Some(part) = &member.volume else {
             return Err(Error::new(
                 Code::NotFound,
                 format!("it lies on {name}, which is none of these disks"),
@@ -290,8 +310,11 @@ impl Group {
         let end = first.checked_add(extents).filter(|end| *end <= member.extents).ok_or_else(beyond)?;
         let byte = |extent: u64| extent.checked_mul(self.extent)?.checked_add(member.start);
         let (start, _end) = byte(first).zip(byte(end)).ok_or_else(beyond)?;
-        logical.devices.push(Arc::clone(blocks));
-        logical.places.push(Arc::clone(place));
+        logical.devices.push(Arc::clone(&part.blocks));
+        logical.places.push(Arc::clone(&part.place));
+        if part.encryption != Encryption::None {
+            logical.encryption = part.encryption;
+        }
         Ok((logical.devices.len() - 1, start))
     }
 }
@@ -304,6 +327,8 @@ struct Logical {
     devices: Vec<Arc<dyn Blocks>>,
     /// Of the devices.
     places: Vec<Arc<dyn OnDisks>>,
+    /// Of a device that has one.
+    encryption: Encryption,
 }
 
 struct Segment {
@@ -337,13 +362,24 @@ impl Map for Logical {
 }
 
 impl OnDisks for Logical {
-    fn add(&self, range: Range<u64>, places: &mut Vec<(usize, Range<u64>)>) {
+    fn each(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
         let mut at = range.start;
         while at < range.end {
             let Ok((Place::At { device, offset }, length)) = self.place(at, range.end - at) else { return };
             let length = length.min(range.end - at);
-            self.places[device].add(offset..offset + length, places);
+            self.places[device].each(offset..offset + length, put);
             at += length;
+        }
+    }
+
+    /// All of every segment that the range touches: what lies on one leg lies there in one piece.
+    fn occupied(&self, range: Range<u64>, put: &mut dyn FnMut(usize, Range<u64>)) {
+        let touched = |segment: &&Segment| segment.start < range.end && range.start < segment.end;
+        for segment in self.segments.iter().filter(touched) {
+            let length = (segment.end - segment.start) / segment.legs.len() as u64;
+            for (device, start) in &segment.legs {
+                self.places[*device].occupied(*start..*start + length, put);
+            }
         }
     }
 }

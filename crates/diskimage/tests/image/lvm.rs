@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Blocks, ExtentKind};
 use mainstay_diskimage::FileBlocks;
-use mainstay_diskimage::volume::{Layout, Volume, VolumeKind, volumes};
+use mainstay_diskimage::volume::{Encryption, Layout, Secret, Volume, VolumeKind, volumes};
 use mainstay_testkit::Rng;
 
 use crate::tools::{assert_reads, run, shell};
@@ -13,10 +13,10 @@ use crate::tools::{assert_reads, run, shell};
 const MIB: u64 = 1 << 20;
 
 /// Files as block devices, as long as it lives.
-struct Loops(Vec<String>);
+pub(crate) struct Loops(pub(crate) Vec<String>);
 
 impl Loops {
-    fn of(disks: &[PathBuf]) -> Self {
+    pub(crate) fn of(disks: &[PathBuf]) -> Self {
         Self(
             disks
                 .iter()
@@ -26,7 +26,7 @@ impl Loops {
     }
 
     /// Runs a program of LVM that sees these devices only and leaves the kernel alone.
-    fn lvm(&self, line: &str) -> String {
+    pub(crate) fn lvm(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
         let program = words.next().unwrap();
         let devices = self.0.join(",");
@@ -139,7 +139,12 @@ fn linear_and_striped_volumes_over_several_disks() {
         let leg = usize::try_from(stripe % 3).unwrap();
         (leg, MIB + legs[leg] * MIB + stripe / 3 * (64 << 10) + inside)
     };
-    fill_and_check(named(&layout, "data-1/fast"), &disks, striped, &mut random);
+    let fast = named(&layout, "data-1/fast");
+    fill_and_check(fast, &disks, striped, &mut random);
+    let mut occupied = fast.occupied();
+    occupied.sort_by_key(|(disk, _)| *disk);
+    let leg = |disk: usize| (disk, MIB + legs[disk] * MIB..MIB + legs[disk] * MIB + 3 * MIB);
+    assert_eq!(occupied, [leg(0), leg(1), leg(2)]);
 
     // Without one of its disks a group shows what does not lie there.
     let partial = open(&disks[..2]);
@@ -186,5 +191,45 @@ fn other_kinds_of_logical_volumes_are_told_about() {
         layout.notes.iter().any(|note| note.contains("vg/broken") && note.contains("error")),
         "{:?}",
         layout.notes
+    );
+}
+
+/// As installers set up a machine: one encrypted partition, and a volume group in it.
+#[test]
+fn a_group_inside_an_encrypted_partition() {
+    let mut random = Rng::new(1);
+    let folder = tempfile::tempdir().unwrap();
+    let disks = disks(folder.path(), 1);
+    let loops = Loops::of(&disks);
+    loops.lvm(&format!("vgcreate --quiet -s 1M vg {}", loops.0[0]));
+    loops.lvm("lvcreate --quiet -an -Zn -Wn -n root -l 5 vg");
+    drop(loops);
+    let mut group = std::fs::read(&disks[0]).unwrap();
+    let content = random.bytes(5 << 20);
+    group[1 << 20..6 << 20].copy_from_slice(&content);
+    let options = "--pbkdf argon2id --pbkdf-memory 32 --pbkdf-force-iterations 4 --pbkdf-parallel 1";
+    let encrypted = std::fs::read(crate::luks::encrypted(folder.path(), options, &group)).unwrap();
+
+    let disk = folder.path().join("whole");
+    std::fs::File::create(&disk).unwrap().set_len(100 * MIB).unwrap();
+    shell(&format!("sgdisk -n 1:0:+2M -n 2:0:0 -t 2:8309 {}", disk.display()));
+    let mut bytes = std::fs::read(&disk).unwrap();
+    bytes[3 << 20..(3 << 20) + encrypted.len()].copy_from_slice(&encrypted);
+    std::fs::write(&disk, bytes).unwrap();
+    let blocks: Arc<dyn Blocks> = Arc::new(FileBlocks::open(&disk).unwrap());
+    let names = |layout: &Layout| layout.volumes.iter().map(|volume| volume.name.clone()).collect::<Vec<_>>();
+    let locked = volumes(std::slice::from_ref(&blocks), &|_| None).unwrap();
+    assert_eq!(
+        (names(&locked).as_slice(), locked.volumes[1].encryption),
+        (["vda1", "vda2"].map(str::to_owned).as_slice(), Encryption::Locked)
+    );
+    let layout = volumes(&[blocks], &|_| Some(Secret::Passphrase(b"hush".to_vec().into()))).unwrap();
+    assert_eq!(names(&layout), ["vda1", "vg/root"]);
+    assert_reads(&*layout.volumes[1].blocks, &content, &mut random);
+    // The partition, the header of the encryption, and that of LVM.
+    assert_eq!(layout.volumes[1].on_disk(0..4096), [(0, 20 * MIB..20 * MIB + 4096)]);
+    assert!(
+        layout.volumes[1].encryption == Encryption::Unlocked,
+        "what lies on the disk there is not its content"
     );
 }

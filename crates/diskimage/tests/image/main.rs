@@ -5,6 +5,7 @@
 mod chains;
 mod containers;
 mod hostile;
+mod hostile_volumes;
 mod luks;
 mod lvm;
 mod partitions;

@@ -186,7 +186,7 @@ impl Building {
     }
 
     fn claim(&mut self, volume: &Volume) {
-        for (disk, range) in volume.on_disk(0..volume.blocks.size()) {
+        for (disk, range) in volume.occupied() {
             if let Some(disk) = self.disks.get_mut(disk) {
                 disk.claimed.push(range);
             }
@@ -230,11 +230,11 @@ impl Building {
         if range.is_empty() {
             return;
         }
-        for (disk, range) in volume.on_disk(range) {
+        volume.each_on_disk(range, &mut |disk, range| {
             if let Some(disk) = self.disks.get_mut(disk) {
                 of(disk).put(range);
             }
-        }
+        });
     }
 }
 

@@ -57,6 +57,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let work = arguments.value("--work").map_or_else(|| directory.join("work"), PathBuf::from);
     let out = shell::root().join(arguments.value("--out").unwrap_or("docs/performance.md"));
+    if let Some(folder) = out.parent() {
+        // Before minutes of measuring, not after.
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
     let names = arguments.value("--peers").unwrap_or("mainstay,restic,borg");
     let peers = names.split(',').map(peers::find).collect::<Result<Vec<_>>>()?;
 

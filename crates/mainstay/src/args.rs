@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod vm;
+
+pub(crate) use vm::{Left, Level, Vm, VmBackup, VmList, VmRestore};
+
 const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, WORKLOAD@TIME, WORKLOAD@POINT or \
                           POINT, each with ~2 for the second before it";
 
@@ -89,6 +93,9 @@ pub(crate) enum Verb {
     Gc(Gc),
     /// Say what is protected, how well, and what is overdue
     Status(Status),
+    /// Protect virtual machines and bring them back
+    #[command(subcommand)]
+    Vm(Vm),
     /// Manage keys, the recovery kit and writers
     #[command(subcommand)]
     Key(Key),

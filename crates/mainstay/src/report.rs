@@ -1,7 +1,8 @@
 //! Everything this program says. Data goes to stdout, as text or as lines of JSON; talk goes to stderr.
 
-mod human;
+pub(crate) mod human;
 pub mod lines;
+pub mod machines;
 mod progress;
 mod text;
 

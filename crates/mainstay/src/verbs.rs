@@ -12,6 +12,7 @@ mod points;
 mod restore;
 mod status;
 mod verify;
+mod vm;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -40,6 +41,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> Done {
         Verb::Expire(arguments) => expire::run(&arguments, session),
         Verb::Gc(arguments) => gc::run(&arguments, session),
         Verb::Status(arguments) => status::run(&arguments, session),
+        Verb::Vm(verb) => vm::run(verb, session),
         Verb::Key(verb) => key::run(verb, session),
         Verb::Completions { shell } => pages::completions(shell, session),
         Verb::Man { directory } => pages::man(&directory, session),

@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mainstay-diskimage", &["mainstay-core"]),
     ("mainstay-nbd", &["mainstay-core"]),
     ("mainstay-repository", &["mainstay-core"]),
-    ("mainstay-workloads", &["mainstay-core", "mainstay-nbd"]),
+    ("mainstay-workloads", &["mainstay-core", "mainstay-nbd", "mainstay-diskimage"]),
     (
         "mainstay-engine",
         &["mainstay-core", "mainstay-repository", "mainstay-workloads", "mainstay-diskimage", "mainstay-nbd"],

@@ -1,16 +1,22 @@
 //! Virtual machines: their recovery points, and the files inside them.
 
+mod along;
+mod backup;
+mod disks;
 mod fstab;
 mod lean;
 mod mixed;
+mod restore;
 mod source;
 mod tree;
 mod view;
 
+pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
+pub use disks::{RawTarget, write_disk};
 pub use lean::Leave;
 pub use mixed::MixedView;
+pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};
 pub use tree::{Keys, VolumeSeen};
 pub use view::MachineView;
 
-/// The kind of the workloads whose points hold the disks of a machine.
-pub const KIND: &str = "vm";
+pub use mainstay_workloads::vm::KIND;

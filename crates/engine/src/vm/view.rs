@@ -11,14 +11,14 @@ use mainstay_core::{
 };
 use mainstay_repository::{PointInfo, PointReader};
 
+use mainstay_workloads::vm::DISKS;
+
 use super::source::{Deep, Selected, Step};
 use super::tree::{Keys, Leaf, Tree, VolumeSeen};
 use crate::view::{PointView, Seen, SeenWalk, not_found};
 
 const MACHINE: &[u8] = b"@machine";
 const VOLUMES: &[u8] = b"@volumes";
-/// Where the disks of a machine lie in its point.
-pub(super) const DISKS: &str = "disks";
 
 /// The files of a machine in a recovery point.
 #[derive(Clone)]

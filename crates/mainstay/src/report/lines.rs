@@ -10,6 +10,8 @@ use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::machines;
+
 /// One line of output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -58,6 +60,12 @@ pub enum Line {
     Workload(Workload),
     /// How the repository stands.
     Repository(Repository),
+    /// A machine of a host.
+    Machine(machines::Machine),
+    /// How a machine was captured.
+    MachineCaptured(machines::MachineCaptured),
+    /// What became of a machine's disks.
+    MachineRestored(machines::MachineRestored),
     /// What opens the repository.
     Key(Key),
     /// Whoever may write.

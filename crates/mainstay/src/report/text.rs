@@ -10,6 +10,7 @@ use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
     Totals, Verified, WouldBackUp,
 };
+use super::machines::{MachineCaptured, MachineRestored};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -61,10 +62,13 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             bytes(repository.stored_bytes)
         ),
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
+        Line::MachineCaptured(captured) => machine_captured(captured),
+        Line::MachineRestored(restored) => machine_restored(restored),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,
         Line::Item(_)
         | Line::Verdict(_)
         | Line::Workload(_)
+        | Line::Machine(_)
         | Line::ExitCode(_)
         | Line::Key(_)
         | Line::Writer(_) => {
@@ -95,6 +99,10 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
             let titles = ["WORKLOAD", "LAST POINT", "AGE", "VERIFIED", "PROVEN"].map(left);
             titles.into_iter().chain([right("POINTS"), right("SKIPPED"), left("")]).collect()
         }
+        Line::Machine(_) => {
+            let titles = ["MACHINE", "STATE"].map(left).into_iter().chain([right("DISKS"), right("SIZE")]);
+            titles.chain(["WORKLOAD", "LAST POINT", "HOST"].map(left)).collect()
+        }
         Line::Key(_) => ["KEY", "KIND", "MADE", "LABEL"].map(left).to_vec(),
         Line::Writer(_) => vec![left("WRITER"), left("NAME"), left("POWERS")],
         Line::ExitCode(_) => vec![right("EXIT"), left("NAME"), left("MEANING")],
@@ -104,8 +112,48 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
     Some(columns(&titles, &rows))
 }
 
+/// A time that was written for programs, for people.
+fn shown_time(stamp: &str, zone: &TimeZone) -> String {
+    stamp.parse::<Timestamp>().map_or_else(
+        |_| stamp.to_owned(),
+        |stamp| stamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string(),
+    )
+}
+
+fn machine_captured(captured: &MachineCaptured) -> String {
+    let mut text = format!(
+        "{}: {} consistent, held still for {} ms\n",
+        clean(&captured.workload),
+        captured.consistency,
+        captured.frozen_milliseconds
+    );
+    for disk in &captured.disks {
+        let why = disk.why.as_ref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
+        text.push_str(&format!("  {} · {} · {}{why}\n", clean(&disk.name), bytes(disk.bytes), disk.mode));
+    }
+    text
+}
+
+fn machine_restored(restored: &MachineRestored) -> String {
+    let mut text = String::new();
+    for written in &restored.written {
+        text.push_str(&format!("  {} → {}\n", clean(&written.item), clean(&written.path)));
+    }
+    let (all, data) = (bytes(restored.bytes), bytes(restored.written_bytes));
+    text + &format!("{all} restored, {data} of it data · {}\n", seconds(restored.seconds))
+}
+
 fn row(line: &Line, zone: &TimeZone) -> Option<Vec<String>> {
     Some(match line {
+        Line::Machine(machine) => vec![
+            clean(&machine.name),
+            machine.state.clone(),
+            machine.disks.len().to_string(),
+            bytes(machine.bytes),
+            machine.workload.as_deref().map_or_else(|| "unprotected".to_owned(), clean),
+            machine.last_backed_up.as_deref().map(|time| shown_time(time, zone)).unwrap_or_default(),
+            clean(&machine.host),
+        ],
         Line::Point(point) => vec![
             short(&point.point),
             local(&point.moment, zone),

@@ -42,7 +42,7 @@ pub(super) fn run(arguments: Backup, session: &mut Session) -> Done {
 }
 
 /// Opens the repository; makes the default one when there is none yet.
-fn open(session: &mut Session, places: &Places, dry_run: bool) -> Result<Repository> {
+pub(super) fn open(session: &mut Session, places: &Places, dry_run: bool) -> Result<Repository> {
     let missing = !places.chosen
         && store::open(&places.repository)
             .and_then(|store| Repository::identify(store.as_ref()))
@@ -92,7 +92,7 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
 }
 
 /// Refuses names that could not be written as an address.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let plain = !name.is_empty()
         && name != "latest"
         && !name.contains(['@', '~'])

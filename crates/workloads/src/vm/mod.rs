@@ -9,6 +9,7 @@ mod mark;
 mod qemu;
 mod qmp;
 mod run_dir;
+mod source;
 
 /// The name of this kind of workload.
 pub const KIND: &str = "vm";
@@ -21,3 +22,4 @@ pub use hypervisor::{
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
 pub use mark::{DiskMark, Marks};
 pub use qemu::{QemuHost, QemuMachine};
+pub use source::{DISKS, MACHINE, VmSource, disk_path};

@@ -1,0 +1,159 @@
+//! `mainstay vm backup`.
+
+use std::sync::Arc;
+
+use mainstay_core::{Code, Consistency, Error, Progress, Result};
+use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
+use mainstay_repository::Repository;
+use mainstay_workloads::vm::{DiskMode, Hypervisor, MachineSummary};
+
+use super::super::{Done, backup as files, check_tag, duration};
+use super::hosts;
+use crate::args::{Left, Level, VmBackup};
+use crate::report::lines::{self, Line, Totals};
+use crate::report::machines;
+use crate::session::Session;
+
+pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
+    let places = session.places()?;
+    let request = request(arguments, session)?;
+    let scratch = match &arguments.scratch {
+        Some(directory) => session.doors.directory.join(directory),
+        None => std::env::temp_dir(),
+    };
+    let hosts = arguments.host.iter().map(|host| hosts::open(host, &scratch, session));
+    let hosts: Vec<Box<dyn Hypervisor>> = hosts.collect::<Result<_>>()?;
+    let chosen = choose(arguments, &hosts)?;
+    let repository = files::open(session, &places, false)?;
+    let mut failed = 0;
+    for (host, machine) in &chosen {
+        session.check_cancelled()?;
+        match one(&repository, *host, machine, &request, session) {
+            Ok(()) => {}
+            Err(error) if error.code() == Code::Cancelled || chosen.len() == 1 => return Err(error),
+            Err(error) => {
+                failed += 1;
+                session.report.say(&format!("{}: {}", machine.name, error.chain().join(": ")));
+            }
+        }
+    }
+    if failed == 0 {
+        return Ok(None);
+    }
+    let what = format!("{failed} of {} machines were not backed up", chosen.len());
+    Err(Error::new(Code::Io, what).hint("the lines above say why; the others have their points"))
+}
+
+/// The machines meant, each with its host.
+fn choose<'a>(
+    arguments: &VmBackup,
+    hosts: &'a [Box<dyn Hypervisor>],
+) -> Result<Vec<(&'a dyn Hypervisor, MachineSummary)>> {
+    let mut chosen = Vec::new();
+    let mut known = Vec::new();
+    for host in hosts {
+        let host = host.as_ref();
+        let machines = host.list()?;
+        if arguments.all {
+            chosen.extend(machines.iter().map(|machine| (host, machine.clone())));
+        }
+        for name in &arguments.machines {
+            chosen.extend(hosts::find(name, &machines).map(|machine| (host, machine.clone())));
+        }
+        known.extend(machines.into_iter().map(|machine| machine.name));
+    }
+    let found = |name: &&String| {
+        chosen.iter().any(|(_, machine)| machine.name == **name || machine.id.0.eq_ignore_ascii_case(name))
+    };
+    if let Some(missing) = arguments.machines.iter().find(|name| !found(name)) {
+        let error = Error::new(Code::NotFound, format!("there is no machine {missing:?}"));
+        let hint = if known.is_empty() {
+            "the host has none".to_owned()
+        } else {
+            format!("there is {}", known.join(", "))
+        };
+        return Err(error.hint(hint));
+    }
+    if chosen.is_empty() {
+        return Err(Error::new(Code::NotFound, "the hosts have no machines"));
+    }
+    Ok(chosen)
+}
+
+fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
+    arguments.tag.iter().try_for_each(|tag| check_tag(tag))?;
+    if let Some(name) = &arguments.name {
+        files::check_name(name)?;
+    }
+    Ok(MachineBackup {
+        host: session.doors.host.clone(),
+        name: arguments.name.clone(),
+        tags: arguments.tag.clone(),
+        want: match arguments.consistency {
+            Level::Crash => Consistency::Crash,
+            Level::FileSystem => Consistency::FileSystem,
+            Level::Application => Consistency::Application,
+            Level::Offline => Consistency::Offline,
+        },
+        require: arguments.require,
+        full: arguments.full,
+        disks: arguments.disk.clone(),
+        leave: Leave {
+            free: arguments.leave.contains(&Left::Free),
+            swap: arguments.leave.contains(&Left::Swap),
+        },
+        reread_one_in: arguments.reread,
+        scan_every: arguments.scan_every,
+        freeze_limit: duration(&arguments.freeze_limit)?,
+        trim: arguments.trim,
+        jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+    })
+}
+
+fn one(
+    repository: &Repository,
+    host: &dyn Hypervisor,
+    machine: &MachineSummary,
+    request: &MachineBackup,
+    session: &Session,
+) -> Result<()> {
+    let began = session.doors.clock.monotonic();
+    let progress: Arc<dyn Progress> = session.progress();
+    let done =
+        backup_machine(repository, host, &machine.id, request, &|_| None, &session.doors.clock, &progress);
+    drop(progress);
+    let MachinePoint { point, disks, frozen, notes } = done?;
+    for note in &notes {
+        session.report.say(note);
+    }
+    let disks = disks.into_iter().map(|disk| machines::CapturedDisk {
+        why: match &disk.mode {
+            DiskMode::Scan { why } => Some(why.clone()),
+            _ => None,
+        },
+        mode: disk.mode.name().to_owned(),
+        name: disk.name,
+        bytes: disk.size,
+        tracked: disk.tracked,
+    });
+    session.report.line(&Line::MachineCaptured(machines::MachineCaptured {
+        point: point.id.to_string(),
+        workload: point.workload.name.clone(),
+        machine: machine.id.0.clone(),
+        host: host.name(),
+        consistency: point.consistency.name().to_owned(),
+        frozen_milliseconds: u64::try_from(frozen.as_millis()).unwrap_or(u64::MAX),
+        disks: disks.collect(),
+        notes,
+    }));
+    session.report.line(&Line::BackedUp(lines::BackedUp {
+        point: point.id.to_string(),
+        workload: point.workload.name.clone(),
+        host: point.host.clone(),
+        roots: lines::Roots::of(&point.roots),
+        tags: request.tags.clone(),
+        counts: Totals::from(&point.counts),
+        seconds: session.seconds_since(began),
+    }));
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! `mainstay vm`.
+
+mod backup;
+mod hosts;
+mod list;
+mod restore;
+
+use super::Done;
+use crate::args::Vm;
+use crate::session::Session;
+
+pub(super) fn run(verb: Vm, session: &mut Session) -> Done {
+    match verb {
+        Vm::List(arguments) => list::run(&arguments, session),
+        Vm::Backup(arguments) => backup::run(&arguments, session),
+        Vm::Restore(arguments) => restore::run(&arguments, session),
+        Vm::Guard => mainstay_workloads::vm::attend_at_standard_streams().map(|()| None),
+    }
+}

@@ -1,0 +1,82 @@
+//! `mainstay vm restore`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mainstay_core::{Code, Error, Progress, Result};
+use mainstay_engine::vm::{DiskPlaces, KIND, MachinePlan, plan_machine, restore_machine};
+
+use super::super::Done;
+use crate::args::VmRestore;
+use crate::report::human::bytes;
+use crate::report::lines::{Line, WouldDo};
+use crate::report::machines::{MachineRestored, Written};
+use crate::session::Session;
+
+pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
+    let places = places(arguments, session)?;
+    let repository = session.open()?;
+    let point = session.point(&arguments.point, &repository.points()?)?;
+    if point.workload.kind.0 != KIND {
+        let what = format!("point {} of {} is not of a machine", point.id, point.workload.name);
+        return Err(Error::new(Code::Usage, what).hint("mainstay restore brings files back"));
+    }
+    let reader = repository.read(&point.id)?;
+    let plan = plan_machine(&reader, &places)?;
+    if arguments.dry_run {
+        show(session, &plan);
+        return Ok(None);
+    }
+    if plan.writes_over_devices() {
+        let devices: Vec<String> = plan.goals.iter().map(|goal| goal.path.display().to_string()).collect();
+        session.confirm(arguments.yes, &format!("Write over everything on {}", devices.join(", ")))?;
+    }
+    let began = session.doors.clock.monotonic();
+    let progress: Arc<dyn Progress> = session.progress();
+    let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let done = restore_machine(&reader, &plan, jobs, &progress);
+    drop(progress);
+    let counts = done?;
+    session.report.line(&Line::MachineRestored(MachineRestored {
+        point: plan.point.id.to_string(),
+        workload: plan.point.workload.name.clone(),
+        written: written(&plan),
+        bytes: counts.bytes,
+        written_bytes: counts.written_bytes,
+        seconds: session.seconds_since(began),
+    }));
+    Ok(None)
+}
+
+fn places(arguments: &VmRestore, session: &Session) -> Result<DiskPlaces> {
+    let directory = &session.doors.directory;
+    if let Some(to) = &arguments.to {
+        return Ok(DiskPlaces::Directory(directory.join(to)));
+    }
+    let mut devices = BTreeMap::new();
+    for text in &arguments.disk {
+        let Some((name, device)) = text.split_once('=') else {
+            return Err(Error::new(Code::Usage, format!("{text:?} does not say which disk goes where"))
+                .hint("write it as in --disk vda=/dev/sdb"));
+        };
+        devices.insert(name.to_owned(), directory.join(device));
+    }
+    Ok(DiskPlaces::Devices(devices))
+}
+
+fn written(plan: &MachinePlan) -> Vec<Written> {
+    let goals = plan.goals.iter().map(|goal| Written {
+        item: goal.item.to_string(),
+        path: goal.path.display().to_string(),
+        bytes: goal.size,
+    });
+    goals.collect()
+}
+
+fn show(session: &Session, plan: &MachinePlan) {
+    for goal in &plan.goals {
+        let over = if goal.is_device { "over the device " } else { "" };
+        let what = format!("write {} ({}) to {over}{}", goal.item, bytes(goal.size), goal.path.display());
+        session.report.line(&Line::WouldDo(WouldDo { what }));
+    }
+}

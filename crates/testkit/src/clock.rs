@@ -48,6 +48,27 @@ impl Clock for ScriptedClock {
     }
 }
 
+/// The real time: for programs and guests, which know no other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealClock;
+
+#[expect(clippy::disallowed_methods, reason = "a clock is the door to the time")]
+impl Clock for RealClock {
+    fn now(&self) -> Time {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Time::default().plus(since)
+    }
+
+    fn monotonic(&self) -> Duration {
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) {
+        std::thread::sleep(duration);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

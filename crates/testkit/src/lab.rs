@@ -14,7 +14,7 @@ mod process;
 mod storage;
 mod writer;
 
-pub use disk::{Fsck, blank, compare, fsck, to_raw, tree};
+pub use disk::{FileSystem, Fsck, blank, compare, formatted, to_raw};
 pub use guest::{Bus, Guest, GuestPlan};
 pub use image::GuestImage;
 pub use inside::{Inside, Ran};

@@ -14,7 +14,7 @@ mod memory;
 mod rng;
 mod trace;
 
-pub use clock::ScriptedClock;
+pub use clock::{RealClock, ScriptedClock};
 pub use faulty::{Call, FaultyStore};
 pub use gate::{Actor, interleave};
 pub use items::{

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use mainstay_testkit::lab::{
-    Bus, DomainPlan, Fsck, GuestPlan, Libvirt, StorageDaemon, check_rounds, compare, fsck, to_raw, tree,
+    Bus, DomainPlan, FileSystem, Fsck, GuestPlan, Libvirt, StorageDaemon, check_rounds, compare,
 };
 use serde_json::json;
 
 #[test]
 fn a_guest_boots_freezes_and_its_writer_is_seen_on_its_disk() {
-    let mut guest = GuestPlan::new().unwrap().blank(64).unwrap().start().unwrap();
+    let mut guest = GuestPlan::new().unwrap().data(64).unwrap().start().unwrap();
     let inside = guest.inside().clone();
     inside.wait().unwrap();
     assert_eq!(inside.run("echo out; echo err >&2; exit 3").unwrap().output, "out\nerr\n");
@@ -20,7 +20,6 @@ fn a_guest_boots_freezes_and_its_writer_is_seen_on_its_disk() {
     assert_eq!(guest.ask_agent("guest-fsfreeze-freeze", json!({})).unwrap(), 1);
     let frozen = inside.rounds("/data").unwrap();
     // What the disk holds now is the copy a backup would take.
-    let copy = guest.directory().join("copy.raw");
     let image = guest.directory().join("copy.qcow2");
     std::fs::copy(guest.disk(0), &image).unwrap();
     assert_eq!(inside.rounds("/data").unwrap(), frozen, "the writer went on in a frozen file system");
@@ -28,21 +27,20 @@ fn a_guest_boots_freezes_and_its_writer_is_seen_on_its_disk() {
     inside.wait_for_rounds("/data", 3).unwrap();
     assert_eq!(guest.standstills().len(), 1);
 
-    to_raw(&image, &copy).unwrap();
-    fsck(&copy, Fsck::Clean).unwrap();
+    let system = FileSystem::of(&image).unwrap();
+    system.fsck(Fsck::Clean).unwrap();
     let out = tempfile::tempdir().unwrap();
-    tree(&copy, "/data", out.path()).unwrap();
-    let seen = check_rounds(&out.path().join("data")).unwrap();
+    let seen = check_rounds(&system.tree("/data", out.path()).unwrap()).unwrap();
     assert!((frozen..=frozen + 1).contains(&seen), "{seen} on the disk, {frozen} in the guest");
 
     guest.kill();
+    FileSystem::of(guest.disk(0)).unwrap().fsck(Fsck::AfterJournal).unwrap();
     assert!(compare(guest.disk(0), &image).is_err(), "the guest has written since");
     guest.start_again().unwrap();
     inside.wait().unwrap();
     assert!(inside.rounds("/data").unwrap() >= seen);
     guest.shut_down().unwrap();
-    to_raw(guest.disk(0), &copy).unwrap();
-    fsck(&copy, Fsck::Clean).unwrap();
+    FileSystem::of(guest.disk(0)).unwrap().fsck(Fsck::Clean).unwrap();
 }
 
 /// What qcow2 frees at once, in bytes; also where the test writes.
@@ -74,7 +72,7 @@ fn the_storage_daemon_plays_a_machine_that_is_killed_and_started_again() {
 #[test]
 fn libvirt_lists_what_is_defined_and_a_domain_freezes_and_dies() {
     let libvirt = Libvirt::start().unwrap();
-    let domain = libvirt.define(&DomainPlan { name: "web", blank: &[32], ..Default::default() }).unwrap();
+    let domain = libvirt.define(&DomainPlan { name: "web", data: &[32], ..Default::default() }).unwrap();
     libvirt.define(&DomainPlan { name: "idle", ..Default::default() }).unwrap();
     let names = libvirt.virsh(&["list", "--all", "--name"]).unwrap();
     assert_eq!(names.split_whitespace().collect::<Vec<_>>(), ["idle", "web"]);

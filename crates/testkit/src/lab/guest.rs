@@ -67,10 +67,10 @@ impl GuestPlan {
         plan
     }
 
-    /// Adds an empty qcow2 disk.
-    pub fn blank(self, mebibytes: u64) -> Result<Self> {
+    /// Adds a qcow2 disk with an empty ext4 on the whole of it.
+    pub fn data(self, mebibytes: u64) -> Result<Self> {
         let image = self.directory.path().join(format!("data{}.qcow2", self.nodes.len()));
-        disk::blank(&image, mebibytes)?;
+        disk::formatted(&image, mebibytes)?;
         Ok(self.disk(&image))
     }
 

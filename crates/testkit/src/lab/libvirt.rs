@@ -69,16 +69,16 @@ impl Libvirt {
         std::fs::read_to_string(self.directory.path().join("libvirtd.log")).unwrap_or_default()
     }
 
-    /// Defines a machine with a system disk of its own, and an empty data disk of so many MiB each. It is shut off.
+    /// Defines a machine with disks of its own. It is shut off.
     pub fn define(&self, plan: &DomainPlan<'_>) -> Result<Domain<'_>> {
         let image = GuestImage::get()?;
         let at = self.directory.path().join(plan.name);
         std::fs::create_dir(&at).map_err(super::io("cannot make a directory for the domain"))?;
         let mut disks = vec![at.join("system.qcow2")];
         image.copy_disk(&disks[0])?;
-        for (number, mebibytes) in plan.blank.iter().enumerate() {
+        for (number, mebibytes) in plan.data.iter().enumerate() {
             let data = at.join(format!("data{}.qcow2", number + 1));
-            disk::blank(&data, *mebibytes)?;
+            disk::formatted(&data, *mebibytes)?;
             disks.push(data);
         }
         let xml = at.join("domain.xml");
@@ -108,8 +108,8 @@ impl Drop for Libvirt {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DomainPlan<'a> {
     pub name: &'a str,
-    /// The sizes of more disks, in MiB.
-    pub blank: &'a [u64],
+    /// The sizes of more disks, in MiB, with an empty ext4 on the whole of each.
+    pub data: &'a [u64],
     /// From the boot loader on its first disk, as machines do; a kernel given to the emulator is there sooner.
     pub boots_itself: bool,
 }

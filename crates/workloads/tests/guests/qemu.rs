@@ -1,0 +1,73 @@
+//! Plain QEMU.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mainstay_testkit::RealClock;
+use mainstay_testkit::lab::{Fsck, Guest, GuestPlan};
+use mainstay_workloads::vm::{MachineId, QemuHost, QemuMachine};
+
+use crate::capture::{Protected, capture, report};
+
+fn start() -> Guest {
+    GuestPlan::new().unwrap().data(128).unwrap().start().unwrap()
+}
+
+fn host(guest: &Guest) -> QemuHost {
+    let machine = QemuMachine {
+        name: "guest".into(),
+        monitor: guest.monitor_socket(),
+        agent: Some(guest.agent_socket()),
+        server: None,
+    };
+    let scratch: PathBuf = guest.directory().join("scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    QemuHost::new(vec![machine], scratch, Arc::new(RealClock))
+}
+
+fn id() -> MachineId {
+    MachineId("guest".into())
+}
+
+#[test]
+fn points_of_a_guest_that_writes_all_the_time_are_moments_of_it_and_boot() {
+    let guest = start();
+    let host = host(&guest);
+    let mut protected = Protected::new(&host, id(), guest.inside());
+    assert_eq!(protected.back_up(), ["full", "full"]);
+    assert_eq!(protected.back_up(), ["incremental", "incremental"]);
+    assert_eq!(protected.back_up(), ["incremental", "incremental"]);
+    report(&guest.standstills());
+    // Bit by bit, once nothing moves.
+    protected.rest();
+    let snapshot = protected.snapshot();
+    for disk in 0..2 {
+        capture(snapshot.as_ref(), disk, &protected.image(disk));
+    }
+    drop(snapshot);
+    protected.compare([guest.disk(0), guest.disk(1)]);
+    protected.boot();
+}
+
+#[test]
+fn the_emulator_dies_during_a_backup_and_the_next_point_is_whole() {
+    let mut guest = start();
+    let host = host(&guest);
+    let mut protected = Protected::new(&host, id(), guest.inside());
+    assert_eq!(protected.back_up(), ["full", "full"]);
+    let snapshot = protected.snapshot();
+    let blocks = snapshot.open(0).unwrap();
+    guest.kill();
+    assert!(blocks.read_at(0, &mut [0; 512]).is_err(), "a dead machine was read");
+    drop((blocks, snapshot));
+    guest.start_again().unwrap();
+    protected.work();
+    assert_eq!(protected.back_up(), ["scan", "scan"]);
+    assert_eq!(protected.back_up(), ["incremental", "incremental"]);
+    // What the power cut left behind is repaired by the journal, as after any power cut.
+    guest.kill();
+    for disk in 0..2 {
+        mainstay_testkit::lab::to_raw(guest.disk(disk), &protected.image(disk)).unwrap();
+    }
+    protected.check(Fsck::AfterJournal, [0; 2], [u64::MAX; 2]);
+}

@@ -8,9 +8,11 @@
 mod acl;
 mod bytes;
 mod ext4;
+mod foreign;
 mod pages;
 mod probe;
 mod stream;
+mod xfs;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -215,7 +217,8 @@ pub fn open(volume: Arc<dyn Blocks>) -> Result<Opened> {
     let found = probe::probe(&pages)?;
     let file_system: Arc<dyn FileSystem> = match found {
         probe::Found::Ext => Arc::new(ext4::Ext4::open(pages)?),
-        probe::Found::Xfs | probe::Found::Btrfs | probe::Found::Ntfs | probe::Found::Fat => {
+        probe::Found::Xfs => Arc::new(xfs::Xfs::open(pages)?),
+        probe::Found::Btrfs | probe::Found::Ntfs | probe::Found::Fat => {
             let what = format!("{} cannot be read by this version", found.name());
             return Err(Error::new(Code::Unsupported, what));
         }

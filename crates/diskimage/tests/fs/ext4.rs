@@ -1,7 +1,6 @@
 //! ext2, ext3 and ext4 of every shape that mke2fs makes.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::Path;
 
 use mainstay_core::{Kind, Metadata};
@@ -9,7 +8,7 @@ use mainstay_diskimage::fs::FsKind;
 use mainstay_testkit::tree::hostile_tree;
 
 use crate::lab::{Image, run};
-use crate::{oracle, trees};
+use crate::{changes, oracle, trees};
 
 fn make(arguments: &[&str], mebibytes: u64) -> Image {
     Image::make("mke2fs", &[&["-q", "-F"], arguments].concat(), mebibytes)
@@ -92,7 +91,7 @@ fn every_kind_of_item_and_attribute_comes_out_of_every_shape_of_ext() {
                 Ok(missing) => println!("not made: {missing:?}"),
                 Err(error) => println!("not made to its end: {error}"),
             }
-            long_attributes(&mounted.0);
+            trees::long_attributes(&mounted.0);
         }
         let file_system = image.open();
         assert_eq!(file_system.about().kind, *kind);
@@ -102,41 +101,6 @@ fn every_kind_of_item_and_attribute_comes_out_of_every_shape_of_ext() {
         let free = oracle::free_is_free(&*file_system, &items, &image.path);
         assert_eq!(free, free_bytes_by_dumpe2fs(&image.path), "{arguments:?}");
         run("e2fsck", &["-f", "-n"], &[&image.path]);
-    }
-}
-
-/// Values that need a block and, where the file system has them, inodes of their own.
-fn long_attributes(root: &Path) {
-    let path = root.join("odd/attributes");
-    fs::write(&path, b"x").unwrap();
-    for (name, length) in [("user.a", 10), ("user.bb", 700), ("user.ccc", 3000), ("user.dddd", 20_000)] {
-        let value = vec![b'v'; length];
-        match rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()) {
-            Ok(()) => {}
-            Err(error) => println!("{name} of {length} bytes: {error}"),
-        }
-    }
-}
-
-/// Changes of every kind, some of them to blocks that an earlier transaction wrote.
-fn change(root: &Path, round: u8) {
-    for number in 0..200 {
-        let path = root.join(format!("d{:03}/file-{number:06}.dat", number % 100));
-        match number % 4 {
-            0 => fs::remove_file(path).unwrap_or_default(),
-            1 => fs::write(path, vec![round; 5000]).unwrap(),
-            2 => rustix::fs::rename(&path, root.join(format!("moved-{round}-{number}"))).unwrap_or_default(),
-            _ => File::options().append(true).open(path).unwrap().write_all(&[round; 3000]).unwrap(),
-        }
-    }
-    fs::create_dir(root.join(format!("new-{round}"))).unwrap();
-    for number in 0..300 {
-        fs::write(root.join(format!("new-{round}/{number}")), [round; 100]).unwrap();
-    }
-    if round > 0 {
-        // Blocks of directories that become content: the journal must not put the names back.
-        fs::remove_dir_all(root.join(format!("new-{}", round - 1))).unwrap();
-        fs::write(root.join(format!("reuse-{round}")), vec![round; 300_000]).unwrap();
     }
 }
 
@@ -152,17 +116,7 @@ fn a_file_system_in_use_is_read_as_its_journal_says() {
     for (arguments, options) in shapes {
         println!("mke2fs {arguments:?}, mount {options}");
         let image = make(arguments, 128);
-        let copy = {
-            let mounted = image.mount(options);
-            trees::write(&mounted.0, &trees::small());
-            let root = File::open(&mounted.0).unwrap();
-            for round in 0..4 {
-                change(&mounted.0, round);
-                // What journals nothing is written now; the rest only to the journal.
-                rustix::fs::syncfs(&root).unwrap();
-            }
-            image.copy()
-        };
+        let copy = changes::copy_in_use(&image, options);
         let before = copy.copy();
         let file_system = copy.open();
         let notes = &file_system.about().notes;

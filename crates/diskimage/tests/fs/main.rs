@@ -2,8 +2,10 @@
 
 #![cfg(test)]
 
+mod changes;
 mod ext4;
 mod lab;
 mod map;
 mod oracle;
 mod trees;
+mod xfs;

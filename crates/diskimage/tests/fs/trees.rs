@@ -92,3 +92,16 @@ pub(crate) fn oddities(root: &Path) {
     }
     set_aside.write_all_at(b"written", 1_000_000).unwrap();
 }
+
+/// Values that need a block and, where the file system has them, inodes of their own.
+pub(crate) fn long_attributes(root: &Path) {
+    let path = root.join("odd/attributes");
+    fs::write(&path, b"x").unwrap();
+    for (name, length) in [("user.a", 10), ("user.bb", 700), ("user.ccc", 3000), ("user.dddd", 20_000)] {
+        let value = vec![b'v'; length];
+        match rustix::fs::setxattr(&path, name, &value, rustix::fs::XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(error) => println!("{name} of {length} bytes: {error}"),
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! refused with [`mainstay_core::Code::Unsupported`].
 
 mod acl;
+mod btrfs;
 mod bytes;
 mod ext4;
 mod foreign;
@@ -218,7 +219,8 @@ pub fn open(volume: Arc<dyn Blocks>) -> Result<Opened> {
     let file_system: Arc<dyn FileSystem> = match found {
         probe::Found::Ext => Arc::new(ext4::Ext4::open(pages)?),
         probe::Found::Xfs => Arc::new(xfs::Xfs::open(pages)?),
-        probe::Found::Btrfs | probe::Found::Ntfs | probe::Found::Fat => {
+        probe::Found::Btrfs => Arc::new(btrfs::Btrfs::open(pages)?),
+        probe::Found::Ntfs | probe::Found::Fat => {
             let what = format!("{} cannot be read by this version", found.name());
             return Err(Error::new(Code::Unsupported, what));
         }

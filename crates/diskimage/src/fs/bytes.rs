@@ -20,6 +20,10 @@ pub(crate) trait Bytes {
         Ok(u32::from_le_bytes(self.field(at)?))
     }
 
+    fn le64(&self, at: usize) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.field(at)?))
+    }
+
     fn be16(&self, at: usize) -> Result<u16> {
         Ok(u16::from_be_bytes(self.field(at)?))
     }

@@ -149,8 +149,8 @@ impl Spilled {
     }
 }
 
-/// The next run after `last`: what goes on where the last ended becomes one with it, and what overlaps it is dropped.
-/// Finished ones go to `done`.
+/// The next run after `last`: what goes on where the last ended becomes one with it, and what overlaps it (files may
+/// share extents) loses what they have in common. Finished ones go to `done`.
 fn joined(
     last: Option<Packed>,
     next: Packed,
@@ -161,7 +161,13 @@ fn joined(
             last.length += next.length;
             Ok(Some(last))
         }
-        Some(last) if next.start < last.end() => Ok(Some(last)),
+        Some(last) if next.end() <= last.end() => Ok(Some(last)),
+        Some(last) if next.start < last.end() => {
+            let common = last.end() - next.start;
+            done(last)?;
+            let (start, length) = (last.end(), next.length - common);
+            Ok(Some(Packed { start, length, file_offset: next.file_offset.saturating_add(common), ..next }))
+        }
         Some(last) => {
             done(last)?;
             Ok(Some(next))
@@ -364,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_itself_becomes_one_run_and_what_overlaps_is_dropped() {
+    fn what_follows_itself_becomes_one_run_and_what_overlaps_is_clipped() {
         assert_eq!(built(3000, 0).len(), 1000);
         let mut builder = RunsBuilder::new(1);
         for (start, end, file) in [(100, 200, 1), (50, 150, 2), (150, 160, 3), (0, 50, 4), (7, 7, 5)] {
@@ -373,6 +379,6 @@ mod tests {
         let runs = builder.finish().unwrap();
         let kept: Vec<_> =
             runs.within(0..u64::MAX).unwrap().into_iter().map(|run| (run.image.start, run.file)).collect();
-        assert_eq!(kept, [(0, 4), (50, 2), (150, 3),]);
+        assert_eq!(kept, [(0, 4), (50, 2), (150, 1)]);
     }
 }

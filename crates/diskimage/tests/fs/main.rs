@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod btrfs;
 mod changes;
 mod ext4;
 mod lab;

@@ -16,8 +16,12 @@ use crate::trees::Planted;
 pub(crate) type Items = BTreeMap<Vec<u8>, (Node, Metadata)>;
 
 pub(crate) fn items(file_system: &dyn FileSystem) -> Items {
+    items_below(file_system, file_system.root())
+}
+
+/// As [`items`], of a part of it.
+pub(crate) fn items_below(file_system: &dyn FileSystem, root: Node) -> Items {
     let mut items = Items::new();
-    let root = file_system.root();
     items.insert(Vec::new(), (root, file_system.metadata(root).unwrap()));
     let mut directories = vec![(ItemPath::root(), root)];
     while let Some((path, directory)) = directories.pop() {
@@ -93,7 +97,7 @@ pub(crate) fn agrees_with_kernel(file_system: &dyn FileSystem, mounted: &Path) -
         assert_eq!(xattrs, expected_xattrs, "the attributes of {shown}");
         if metadata.kind != Kind::Directory {
             let first = match metadata.hard_link {
-                Some(link) => first_names.entry(link.inode).or_insert_with(|| path.clone()).clone(),
+                Some(link) => first_names.entry(link).or_insert_with(|| path.clone()).clone(),
                 None => path.clone(),
             };
             assert_eq!(Some(first), expected.same_as, "the hard links of {shown}");
@@ -170,7 +174,10 @@ pub(crate) fn walk_agrees(file_system: &dyn FileSystem, items: &Items) {
         .map(|(node, _)| (*node, file_system.extents(*node).unwrap()))
         .filter(|(_, extents)| !extents.is_empty())
         .collect();
-    assert!(walked == asked, "{} files walked, {} asked for", walked.len(), asked.len());
+    for (node, extents) in &asked {
+        assert_eq!(walked.get(node), Some(extents), "{node:?}");
+    }
+    assert_eq!(walked.len(), asked.len(), "files that have no name");
 }
 
 /// Free space overlaps no file, and overwriting it changes nothing that the kernel can see: `check` is run on the

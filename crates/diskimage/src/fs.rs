@@ -9,6 +9,7 @@ mod acl;
 mod btrfs;
 mod bytes;
 mod ext4;
+mod fat;
 mod foreign;
 mod pages;
 mod probe;
@@ -220,7 +221,8 @@ pub fn open(volume: Arc<dyn Blocks>) -> Result<Opened> {
         probe::Found::Ext => Arc::new(ext4::Ext4::open(pages)?),
         probe::Found::Xfs => Arc::new(xfs::Xfs::open(pages)?),
         probe::Found::Btrfs => Arc::new(btrfs::Btrfs::open(pages)?),
-        probe::Found::Ntfs | probe::Found::Fat => {
+        probe::Found::Fat => Arc::new(fat::Fat::open(pages)?),
+        probe::Found::Ntfs => {
             let what = format!("{} cannot be read by this version", found.name());
             return Err(Error::new(Code::Unsupported, what));
         }

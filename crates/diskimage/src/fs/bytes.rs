@@ -56,6 +56,23 @@ pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
+/// A name in UTF-16 as bytes: UTF-8, and half pairs, which no text has but names may, as if they were characters, so
+/// that different names stay different.
+pub(crate) fn from_utf16(units: impl Iterator<Item = u16>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for character in char::decode_utf16(units) {
+        match character {
+            Ok(character) => bytes.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            Err(half) => {
+                let unit = half.unpaired_surrogate();
+                let tail = |shift: u16| 0x80 | (unit >> shift & 0x3f) as u8;
+                bytes.extend_from_slice(&[0xe0 | (unit >> 12) as u8, tail(6), tail(0)]);
+            }
+        }
+    }
+    bytes
+}
+
 /// The sixteen bytes of a UUID as people write it; empty for the nil UUID.
 pub(crate) fn uuid(bytes: [u8; 16]) -> String {
     if bytes == [0; 16] {

@@ -5,6 +5,8 @@
 mod btrfs;
 mod changes;
 mod ext4;
+mod fat;
+mod hostile;
 mod lab;
 mod map;
 mod oracle;

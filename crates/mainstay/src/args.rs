@@ -308,7 +308,7 @@ pub(crate) enum Mode {
     New,
     /// Only what is missing
     Add,
-    /// What is missing and what differs
+    /// What is missing and what differs, by kind, size and time; content is not compared
     Overwrite,
     /// Make the place as it was: also delete what the point does not hold
     Mirror,

@@ -122,7 +122,9 @@ fn finish(
         return Ok(None);
     }
     if plan.is_empty() {
-        session.report.say("Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.");
+        session.report.say(
+            "Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.",
+        );
     }
     if plan.touches_existing() {
         ask(session, plan, act.yes, undo)?;

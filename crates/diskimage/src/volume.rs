@@ -202,6 +202,9 @@ impl Search<'_> {
             };
             return self.add(volume, false);
         }
+        if table.partitions.iter().any(|partition| is_dynamic(&partition.kind)) {
+            self.notes.push(format!("{name} is a dynamic disk of Windows, whose volumes are not read."));
+        }
         for partition in table.partitions {
             let volume = Volume {
                 name: format!("{name}{}", partition.number),
@@ -283,6 +286,14 @@ impl Search<'_> {
 /// Whether an error is about the bytes rather than about getting them.
 fn understanding(error: &Error) -> bool {
     matches!(error.code(), Code::Integrity | Code::Unsupported | Code::Refused)
+}
+
+/// Whether Windows keeps volumes of its own making in a partition.
+fn is_dynamic(kind: &PartitionKind) -> bool {
+    match kind {
+        PartitionKind::Mbr(kind) => *kind == 0x42,
+        PartitionKind::Gpt(kind) => kind == "af9b60a0-1431-4f62-bc68-3311714a69ad",
+    }
 }
 
 /// What is known by its looks and not read.

@@ -35,10 +35,9 @@ fn check(image: &Path, expected: &[u8], random: &mut Rng) {
 }
 
 #[test]
-fn luks_1_of_every_cipher_reads_as_it_was_written() {
+fn luks_1_of_old_and_new_defaults_reads_as_it_was_written() {
     let shapes = [
         "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha256",
-        "cipher-alg=aes-128,cipher-mode=xts,ivgen-alg=plain64,hash-alg=sha512",
         "cipher-alg=aes-256,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256,hash-alg=sha1",
     ];
     for (seed, shape) in (1..).zip(shapes) {

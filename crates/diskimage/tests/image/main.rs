@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod chains;
+mod compose;
 mod containers;
 mod hostile;
 mod hostile_volumes;

@@ -111,3 +111,29 @@ fn volumes_are_windows_of_the_disks() {
     assert_eq!(layout.volumes[3].on_disk(4096..8192), [(1, (2 << 20) + 4096..(2 << 20) + 8192)]);
     assert_eq!(layout.volumes[3].blocks.size(), 4 << 20);
 }
+
+#[test]
+fn sectors_of_four_kibibytes_and_what_is_only_told_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = disk(folder.path(), 64);
+    let device = shell(&format!("losetup --find --show --sector-size 4096 {}", disk.display()));
+    let loops = crate::lvm::Loops(vec![device.trim().to_owned()]);
+    shell(&format!("sgdisk -n 1:0:+4M -n 2:0:+8M -t 2:4200 {}", loops.0[0]));
+    drop(loops);
+    let table = read(&disk);
+    let ranges: Vec<_> = table.partitions.iter().map(|known| known.range.clone()).collect();
+    assert_eq!(ranges, [1 << 20..5 << 20, 5 << 20..13 << 20]);
+    let blocks: Arc<dyn mainstay_core::Blocks> = Arc::new(FileBlocks::open(&disk).unwrap());
+    let mut layout = mainstay_diskimage::volume::volumes(&[blocks], &|_| None).unwrap();
+    assert!(layout.notes.remove(0).contains("dynamic disk of Windows") && layout.notes.is_empty());
+
+    // What stands at the start of a volume of BitLocker, and of a member of a RAID.
+    let mut bytes = std::fs::read(&disk).unwrap();
+    bytes[(1 << 20) + 3..(1 << 20) + 11].copy_from_slice(b"-FVE-FS-");
+    bytes[(5 << 20) + 4096..(5 << 20) + 4100].copy_from_slice(&0xA92B_4EFC_u32.to_le_bytes());
+    std::fs::write(&disk, bytes).unwrap();
+    let blocks: Arc<dyn mainstay_core::Blocks> = Arc::new(FileBlocks::open(&disk).unwrap());
+    let notes = mainstay_diskimage::volume::volumes(&[blocks], &|_| None).unwrap().notes;
+    assert!(notes[1].contains("vda1 is encrypted with BitLocker"), "{notes:?}");
+    assert!(notes[2].contains("vda2 is a part of a Linux RAID"), "{notes:?}");
+}

@@ -23,6 +23,8 @@ impl User {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
         command.env_clear().env("HOME", &self.home).env("PATH", "/usr/bin:/bin").args(arguments);
+        // Root would keep what it remembers in a place of the machine.
+        command.env("XDG_STATE_HOME", self.home.join("state"));
         command.stdin(Stdio::null());
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);

@@ -274,6 +274,9 @@ pub enum SkipReason {
     SilentChange = 5,
     /// A restore could not put it where it belongs. Never part of a point.
     Unwritable = 6,
+    /// What is stored of it is damaged; of a directory, perhaps only what is stored of some of what is in it. Never part of
+    /// a point.
+    Damaged = 7,
 }
 
 impl SkipReason {
@@ -285,13 +288,14 @@ impl SkipReason {
             4 => Self::Changed,
             5 => Self::SilentChange,
             6 => Self::Unwritable,
+            7 => Self::Damaged,
             _ => return None,
         })
     }
 
     /// Whether something is missing from the point or the restored tree (exit code 3), or it is only worth saying.
     pub const fn is_loss(self) -> bool {
-        matches!(self, Self::Unreadable | Self::Unsupported | Self::Metadata | Self::Unwritable)
+        !matches!(self, Self::Changed | Self::SilentChange)
     }
 
     pub const fn name(self) -> &'static str {
@@ -302,6 +306,7 @@ impl SkipReason {
             Self::Changed => "changed",
             Self::SilentChange => "silent-change",
             Self::Unwritable => "unwritable",
+            Self::Damaged => "damaged",
         }
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mainstay_core::{
-    Body, Clock, Error, Event, ItemPath, Next, Phase, PointId, Progress, Result, Source, Stamp, WorkloadRef,
+    Body, Clock, Code, Error, Event, ItemPath, Next, Phase, PointId, Progress, Result, Source, Stamp,
+    WorkloadRef,
 };
 use mainstay_repository::{Entry, Parent, PointInfo, Repository, Walk, WriteRequest};
 use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks, SnapshotRule};
@@ -109,7 +110,7 @@ pub fn preview(
     let workload = workload(request, &points, repository.ring().content_secret().is_err());
     let mut known = Known::default();
     if let Some(parent) = parent(request, &workload, &points).filter(|parent| parent.readable) {
-        known.walk = Some(repository.read(&parent.id)?.walk(&ItemPath::root())?);
+        known.walk = Some(repository.read(&parent.id)?.walk(&ItemPath::root()));
     }
     let mut source = FilesSource::new(live(&request.files), Arc::clone(clock))?;
     let roots = roots(&request.files);
@@ -149,7 +150,10 @@ impl Known {
         let Some(walk) = &mut self.walk else { return Ok(false) };
         while self.next.as_ref().is_none_or(|entry| entry.path < *path) {
             match walk.next() {
-                Some(entry) => self.next = Some(entry?),
+                Some(Ok(entry)) => self.next = Some(entry),
+                // What is damaged there is read again.
+                Some(Err(error)) if error.code() == Code::Integrity => {}
+                Some(Err(error)) => return Err(error),
                 None => return Ok(false),
             }
         }

@@ -100,7 +100,7 @@ fn find_in<'a>(
         progress.check()?;
         let reader = repository.read(&point.id)?;
         let Some(newer) = newer.replace(reader.clone()) else {
-            for entry in reader.walk(&ItemPath::root())? {
+            for entry in reader.walk(&ItemPath::root()) {
                 let entry = entry?;
                 if pattern.matches(&entry.path) {
                     runs.insert(entry.path.clone(), Run { entry, newest: index });

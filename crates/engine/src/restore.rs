@@ -56,6 +56,8 @@ pub struct RestorePlan {
     pub bytes: u64,
     /// Content bytes of all items, those that stay as they are included.
     pub(crate) all_bytes: u64,
+    /// What the point cannot yield, damaged parts of its tree above all. A mirror deletes nothing there.
+    pub lost: Vec<Skip>,
     pub(crate) mode: RestoreMode,
     pub(crate) owners: OwnerRule,
     pub(crate) view: View,
@@ -148,6 +150,7 @@ pub fn plan_restore(
         totals: Changes::default(),
         bytes: 0,
         all_bytes: 0,
+        lost: Vec::new(),
         mode,
         owners,
         view,
@@ -163,6 +166,7 @@ impl RestorePlan {
         progress.event(&Event::Phase(Phase::Scanning));
         let mut place = Place::open(&self.root, self.owners)?;
         let mut source = Placed::new(reader, &self)?;
+        let mut lost: Vec<Skip> = Vec::new();
         let mut changes = Vec::new();
         for path in &self.removals {
             progress.check()?;
@@ -173,12 +177,16 @@ impl RestorePlan {
         }
         let all_bytes = &mut self.all_bytes;
         let items = std::iter::from_fn(|| {
-            let item = progress.check().and_then(|()| source.next_metadata());
+            let item = progress.check().and_then(|()| source.next_metadata(&mut lost));
             item.inspect(|item| *all_bytes += item.as_ref().map_or(0, |(_, metadata)| metadata.size))
                 .transpose()
         });
         let mut place = Without { place, removed: self.removals.iter().cloned().collect() };
-        changes.extend(files::diff(&mut place, items, &self.rules)?);
+        let mut found = files::diff(&mut place, items, &self.rules)?;
+        let kept: PathSet = lost.iter().map(|lost| lost.path.clone()).collect();
+        found.retain(|change| change.action != Action::Delete || !kept.touches(&change.path));
+        self.rules.keep.extend(lost.iter().map(|lost| lost.path.clone()));
+        changes.append(&mut found);
         for change in &changes {
             let total = match change.action {
                 Action::Create => &mut self.totals.created,
@@ -199,6 +207,7 @@ impl RestorePlan {
             .collect();
         self.rules.planned = Some(Arc::new(planned));
         self.changes = changes;
+        self.lost = lost;
         Ok(self)
     }
 }
@@ -232,8 +241,8 @@ impl files::Existing for Without {
 
 /// Carries a plan out. When `host` is given, an undo point is taken before anything existing is touched.
 ///
-/// Items that cannot be restored are skipped and listed; damaged ones are counted. Errors: those that would meet
-/// every item.
+/// Items that cannot be restored are skipped and listed; damaged ones are counted, and so are damaged parts of the tree.
+/// Errors: those that would meet every item.
 pub fn restore(
     repository: &Repository,
     reader: &dyn PointView,
@@ -262,11 +271,26 @@ pub fn restore(
         writers: None,
         progress: Some(Arc::clone(progress)),
     })?;
-    let mut restored = copy(Box::new(source), Box::new(target), progress.as_ref())?;
+    let mut restored = copy(Box::new(source), Box::new(target), &WithoutSkips(progress.as_ref()))?;
     restored.changes.deleted += u64::try_from(plan.removals.len() - unremoved.len()).unwrap_or_default();
     restored.counts.skipped += u64::try_from(unremoved.len()).unwrap_or_default();
     restored.skips.extend(unremoved);
     Ok(Outcome { restored, undo_point })
+}
+
+/// Hears how a restore goes. What is skipped is told at the end, all of it.
+struct WithoutSkips<'a>(&'a dyn Progress);
+
+impl Progress for WithoutSkips<'_> {
+    fn event(&self, event: &Event<'_>) {
+        if !matches!(event, Event::Skipped(_)) {
+            self.0.event(event);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
 }
 
 fn remove(plan: &RestorePlan, progress: &dyn Progress) -> Result<Vec<Skip>> {
@@ -288,8 +312,17 @@ fn remove(plan: &RestorePlan, progress: &dyn Progress) -> Result<Vec<Skip>> {
     Ok(failed)
 }
 
+/// `None` when the point is damaged there.
+pub(crate) fn unless_damaged<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Err(error) if error.code() == Code::Integrity => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn check_selected(reader: &dyn PointView, path: &ItemPath) -> Result<()> {
-    if path.is_root() || reader.lookup(path)?.is_some() {
+    // What may lie in a damaged part of the tree is asked for all the same, and then found to be lost.
+    if path.is_root() || unless_damaged(reader.lookup(path))?.is_none_or(|found| found.is_some()) {
         return Ok(());
     }
     Err(not_found(reader, path))
@@ -302,8 +335,12 @@ fn front(reader: &dyn PointView, selection: &[ItemPath]) -> Result<(ItemPath, bo
         let what = "the contents of one path can be placed directly in a directory, not of several";
         return Err(Error::new(Code::Usage, what).hint("name exactly one PATH with --strip"));
     };
-    let is_directory =
-        path.is_root() || reader.lookup(path)?.is_some_and(|entry| entry.metadata.kind == Kind::Directory);
+    let is_directory = path.is_root()
+        || match unless_damaged(reader.lookup(path))? {
+            Some(entry) => entry.is_some_and(|entry| entry.metadata.kind == Kind::Directory),
+            // Only a directory has anything below it.
+            None => reader.walk(path)?.flatten().any(|entry| entry.path != *path),
+        };
     Ok(if is_directory { (path.clone(), false) } else { (path.parent().unwrap_or_default(), true) })
 }
 
@@ -396,11 +433,11 @@ impl Placed {
         Ok(Self { inner, view, root, on_the_way })
     }
 
-    fn next_metadata(&mut self) -> Result<Option<(ItemPath, Metadata)>> {
+    fn next_metadata(&mut self, lost: &mut Vec<Skip>) -> Result<Option<(ItemPath, Metadata)>> {
         loop {
             match self.next()? {
                 Next::Item(item) => return Ok(Some((item.path, item.metadata))),
-                Next::Skipped(_) => {}
+                Next::Skipped(skip) => lost.push(skip),
                 Next::End => return Ok(None),
             }
         }
@@ -425,7 +462,12 @@ impl Source for Placed {
         loop {
             let mut item = match self.inner.next()? {
                 Next::Item(item) => item,
-                other => return Ok(other),
+                Next::Skipped(mut skip) => {
+                    // A directory above all that is placed stands for the whole of it.
+                    skip.path = self.view.place(&skip.path).unwrap_or_default();
+                    return Ok(Next::Skipped(skip));
+                }
+                Next::End => return Ok(Next::End),
             };
             let Some(placed) = self.view.place(&item.path) else { continue };
             if self.stays(&item.path, &placed) {

@@ -22,7 +22,7 @@ use mainstay_workloads::files::{
 };
 
 use crate::copy::copy;
-use crate::restore::{RestorePlan, View, acts};
+use crate::restore::{RestorePlan, View, acts, unless_damaged};
 use crate::workload::{derived_id, root_text};
 
 /// The kind of workload whose points hold what a restore was about to overwrite.
@@ -97,7 +97,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule, progress: &dyn Progres
             continue;
         }
         let stored = ItemPath::new([BEFORE, b"/", path.as_bytes()].concat()).map_err(bug)?;
-        if reader.lookup(&stored)?.is_some() {
+        if unless_damaged(reader.lookup(&stored))?.is_none_or(|found| found.is_some()) {
             if action == Action::Metadata {
                 alone.insert(stored.clone());
             }
@@ -111,6 +111,7 @@ pub fn plan_undo(reader: &PointReader, owners: OwnerRule, progress: &dyn Progres
         totals: Changes::default(),
         bytes: 0,
         all_bytes: 0,
+        lost: Vec::new(),
         mode: RestoreMode::Overwrite,
         owners,
         view: View { selection, alone, links: BTreeSet::new(), strip: before, keep_top: true },

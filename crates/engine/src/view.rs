@@ -34,7 +34,7 @@ pub trait PointView: Send + Sync {
     /// What lies directly in a directory, sorted.
     fn list(&self, directory: &ItemPath) -> Result<Vec<Seen>>;
 
-    /// The item at `within` first, then everything below it.
+    /// The item at `within` first, then everything below it. Goes on after [`mainstay_core::Code::Integrity`].
     fn walk(&self, within: &ItemPath) -> Result<SeenWalk<'_>>;
 
     /// Errors: [`mainstay_core::Code::NotFound`]; [`mainstay_core::Code::Usage`] for what has no content.
@@ -63,7 +63,7 @@ impl PointView for PointReader {
     }
 
     fn walk(&self, within: &ItemPath) -> Result<SeenWalk<'_>> {
-        Ok(Box::new(Self::walk(self, within)?.map(|entry| entry.map(Seen::from))))
+        Ok(Box::new(Self::walk(self, within).map(|entry| entry.map(Seen::from))))
     }
 
     fn open(&self, path: &ItemPath) -> Result<Box<dyn StreamReader>> {

@@ -11,7 +11,7 @@ use crate::format::item::{Recipe, StoredItem, path_of_key};
 use crate::format::pack::{
     BlockKind, Footer, HEADER_BYTES, TRAILERS_BYTES, Trailer, block_digest, check_header,
 };
-use crate::format::page::{Page, PageKind, PageRef, for_each_page};
+use crate::format::page::{Page, PageKind, PageRef, Visit, for_each_page, visit_pages};
 use crate::format::run::Run;
 use crate::format::segment::{Class, GroupId};
 use crate::log::record::PackEntry;
@@ -19,6 +19,7 @@ use crate::log::state::{PackStatus, PointState};
 use crate::names;
 use crate::points::Loaded;
 use crate::ranges::Ranges;
+use crate::read::Lost;
 use crate::read::recipe::{Runs, check_run};
 use crate::repository::Repository;
 
@@ -415,15 +416,17 @@ impl Repository {
     fn verify_point(&self, id: &PointId, reached: Option<&Reached>, findings: &mut Findings) {
         let Ok(loaded) = self.points.load(id) else { return };
         let Some(items) = loaded.body.as_ref().and_then(|body| body.items) else { return };
-        let mut paths = Vec::new();
-        let walk = PointWalk { repository: self, reached, findings, paths: &mut paths };
+        let mut walk =
+            PointWalk { repository: self, reached, findings, lost: Vec::new(), damage: Vec::new() };
         if let Err(error) = walk.items(&items) {
-            findings.error(&format!("the tree of point {id}"), &error);
+            walk.damage.push(error);
+        }
+        let PointWalk { lost, damage, .. } = walk;
+        for error in damage {
+            findings.error(&format!("point {id}"), &error);
             findings.damaged_points.insert(*id);
         }
-        for path in paths {
-            findings.lose(&path, *id);
-        }
+        lost.iter().for_each(|path| findings.lose(path, *id));
     }
 }
 
@@ -431,29 +434,45 @@ struct PointWalk<'a> {
     repository: &'a Repository,
     reached: Option<&'a Reached>,
     findings: &'a Findings,
-    /// Items that cannot be restored whole.
-    paths: &'a mut Vec<ItemPath>,
+    /// Items that cannot be restored whole, and directories of which a part is lost.
+    lost: Vec<ItemPath>,
+    /// What is wrong with the tree itself.
+    damage: Vec<Error>,
 }
 
 impl PointWalk<'_> {
-    fn items(self, root: &PageRef) -> Result<()> {
+    fn items(&mut self, root: &PageRef) -> Result<()> {
         let pages = MetaPages::new(&self.repository.fetch);
-        for_each_page(&pages, PageKind::Items, root, &mut |page_ref, page| {
-            self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment)?;
-            for index in 0..if page.level == 0 { page.len() } else { 0 } {
-                let item = StoredItem::decode(page.value(index), &page.groups)?;
-                let whole = self.recipe(&item.recipe);
-                match whole {
-                    Ok(true) => {}
-                    Ok(false) => self.paths.push(path_of_key(page.key(index))?),
-                    Err(error) if error.code() == Code::Integrity => {
-                        self.paths.push(path_of_key(page.key(index))?);
-                    }
-                    Err(error) => return Err(error),
+        visit_pages(&pages, PageKind::Items, root, &mut |visit| {
+            match visit {
+                Visit::Page(page_ref, page) => self.page(page_ref, page)?,
+                Visit::Lost(_, error) if error.code() != Code::Integrity => return Err(error),
+                Visit::Lost(span, error) => {
+                    let Lost { directory, words } = Lost::of(&span);
+                    self.lost.push(directory);
+                    self.damage.push(error.during(words));
                 }
             }
             Ok(true)
         })
+    }
+
+    fn page(&mut self, page_ref: &PageRef, page: &Page) -> Result<()> {
+        if let Err(error) = self.check_reached(&page_ref.group, page_ref.segment, page_ref.segment) {
+            self.damage.push(error);
+        }
+        for index in 0..if page.level == 0 { page.len() } else { 0 } {
+            let item = StoredItem::decode(page.value(index), &page.groups);
+            match item.and_then(|item| self.recipe(&item.recipe)) {
+                Ok(true) => {}
+                Err(error) if error.code() != Code::Integrity => return Err(error),
+                Ok(false) | Err(_) => match path_of_key(page.key(index)) {
+                    Ok(path) => self.lost.push(path),
+                    Err(error) => self.damage.push(error),
+                },
+            }
+        }
+        Ok(())
     }
 
     /// Whether everything that the recipe names is there.

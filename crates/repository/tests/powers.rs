@@ -215,7 +215,9 @@ fn objects_of_another_repository_are_refused_under_our_names() {
             }
             let Ok(repository) = opens(&mixed, &ring, &clock) else { continue };
             if let Ok(got) = try_restore(&repository, &point) {
-                assert_eq!(got, wanted, "{name}");
+                let damaged =
+                    !got.skips.is_empty() && got.items.iter().all(|item| wanted.items.contains(item));
+                assert!(got == wanted || damaged, "{name}: {got:?}");
             }
             let report = repository
                 .verify(&VerifyScope { read_data: true, ..VerifyScope::default() }, &Silent)

@@ -7,9 +7,9 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Bench, backup, compare, copy, large_items, open, options, request, restore};
-use mainstay_core::{Code, Event, Progress, Silent};
+use mainstay_core::{Code, Event, ItemPath, Progress, Silent, SkipReason};
 use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope, WriteRequest};
-use mainstay_testkit::{VecSource, for_each_seed, random_items};
+use mainstay_testkit::{TestItem, VecSource, for_each_seed, random_items};
 
 #[test]
 fn random_trees_come_back_as_they_went_in() {
@@ -122,4 +122,35 @@ fn progress_moves_inside_large_things_and_ends_at_what_was_expected() {
     let expected = told[0].1;
     assert!(expected > LARGE);
     ends_well(&told, expected);
+}
+
+/// What would make a page that nobody could read: attributes beyond measure, and paths that are long when spelled out.
+#[test]
+fn what_there_is_no_place_for_is_skipped_and_the_point_can_be_read() {
+    let bench = Bench::new(0);
+    let mut heavy = TestItem::directory(ItemPath::new("heavy").unwrap());
+    heavy.metadata.xattrs = (10..50).map(|n| (format!("user.{n}").into_bytes(), vec![n; 60 << 10])).collect();
+    let mut items = vec![heavy];
+    let deep = vec!["x".repeat(200); 200].join("/");
+    items.extend((0..2000).map(|n| TestItem::directory(ItemPath::new(format!("{deep}/{n:04}")).unwrap())));
+    let too_deep = ItemPath::new(vec!["y".repeat(200); 400].join("/")).unwrap();
+    items.push(TestItem::directory(too_deep.clone()));
+    let mut known = TestItem::directory(ItemPath::new("z").unwrap());
+    known.metadata.attributes = vec![("x".to_owned(), vec![1; 1 << 20])];
+    items.push(known.clone());
+    let point = backup(&bench.repository, items.clone());
+    let reader = open(&bench).read(&point).unwrap();
+    let skips = reader.skips().unwrap();
+    assert_eq!(reader.info().counts.skipped, 3);
+    assert_eq!(
+        skips.iter().map(|skip| skip.reason).collect::<Vec<_>>(),
+        [SkipReason::Metadata, SkipReason::Unsupported, SkipReason::Unsupported]
+    );
+    assert!(skips[0].path == items[0].path && skips[0].detail.contains("user.18"), "{}", skips[0].detail);
+    assert!(too_deep.is_within(&skips[1].path) && skips[2].path == known.path);
+    items.truncate(2001);
+    items[0].metadata.xattrs.truncate(8);
+    compare(&items, &restore(&open(&bench), &point));
+    let report = open(&bench).verify(&VerifyScope::default(), &Silent).unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
 }

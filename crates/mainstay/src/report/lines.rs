@@ -167,7 +167,7 @@ pub struct Totals {
 pub struct Skipped {
     #[serde(flatten)]
     pub path: Path,
-    /// unreadable, unsupported, metadata, changed, silent-change, unwritable
+    /// unreadable, unsupported, metadata, changed, silent-change, unwritable, damaged
     pub reason: String,
     pub detail: String,
     /// Whether something is missing, rather than only worth a word.

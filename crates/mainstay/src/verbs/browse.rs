@@ -1,6 +1,6 @@
 //! `mainstay ls`, `cat` and `find`: looking into points.
 
-use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result};
+use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result, Skip, SkipReason};
 use mainstay_engine::address::of_workload;
 use mainstay_engine::find::{Pattern, find as find_in};
 use mainstay_engine::view::{PointView, Seen, not_found};
@@ -20,19 +20,43 @@ pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     let view = view.as_ref();
     let is_directory = path.is_root() || entry(view, &path)?.metadata.kind == Kind::Directory;
     if is_directory && !arguments.recursive {
-        let entries = view.list(&path)?;
-        let rows: Vec<Line> = entries.iter().map(|entry| Line::Item(lines::Item::from(entry))).collect();
-        session.report.table(&rows);
-        return Ok(None);
-    }
-    for entry in view.walk(&path)? {
-        session.report.line(&Line::Item(lines::Item::from(&entry?)));
-        session.check_cancelled()?;
-        if session.report.closed() {
-            break;
+        match view.list(&path) {
+            Ok(entries) => {
+                let rows: Vec<Line> =
+                    entries.iter().map(|entry| Line::Item(lines::Item::from(entry))).collect();
+                session.report.table(&rows);
+                return Ok(None);
+            }
+            // Looking at all that is below it goes on behind the damage.
+            Err(error) if error.code() == Code::Integrity => {}
+            Err(error) => return Err(error),
         }
     }
-    Ok(None)
+    let mut damage = Vec::new();
+    for entry in view.walk(&path)? {
+        match entry {
+            Ok(entry) if arguments.recursive || entry.path.parent().as_ref() == Some(&path) => {
+                session.report.line(&Line::Item(lines::Item::from(&entry)));
+            }
+            Ok(entry) if !is_directory => session.report.line(&Line::Item(lines::Item::from(&entry))),
+            Ok(_) => {}
+            Err(error) if error.code() == Code::Integrity => damage.push(error.chain().join(": ")),
+            Err(error) => return Err(error),
+        }
+        session.check_cancelled()?;
+        if session.report.closed() {
+            return Ok(None);
+        }
+    }
+    if damage.is_empty() {
+        return Ok(None);
+    }
+    for detail in damage {
+        session.report.skipped(&Skip { path: path.clone(), reason: SkipReason::Damaged, detail });
+    }
+    session.report.more_skips("--verbose lists all");
+    Err(Error::integrity("parts of the tree are damaged, and what is in them is not listed")
+        .hint("see what else is hurt: mainstay verify --read-data"))
 }
 
 fn entry(view: &dyn PointView, path: &ItemPath) -> Result<Seen> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mainstay_core::{Code, Error, Progress, Result};
+use mainstay_core::{Code, Error, Progress, Result, SkipReason};
 use mainstay_engine::restore::{
     Outcome, Placing, RestorePlan, RestoreRequest, plan_restore, restore as carry_out,
 };
@@ -119,12 +119,17 @@ fn finish(
         show(session, plan);
         session.report.line(&summary(plan, undo));
         session.report.say("Nothing was changed. Run it again without --dry-run to do this.");
-        return Ok(None);
+        return preview_of_skips(session, plan);
     }
+<<<<<<< HEAD
     if plan.is_empty() {
         session.report.say(
             "Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.",
         );
+=======
+    if plan.is_empty() && plan.lost.is_empty() {
+        session.report.say("Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.");
+>>>>>>> cc3b854 (Damage of a tree costs what it holds, and no page is made that a reader refuses)
     }
     if plan.touches_existing() {
         ask(session, plan, act.yes, undo)?;
@@ -149,10 +154,23 @@ fn finish(
         seconds: session.seconds_since(began),
     }));
     if restored.damaged > 0 {
-        return Err(Error::integrity(format!("{} items are damaged in the repository", restored.damaged))
+        let what = format!("{} items or parts of the tree are damaged in the repository", restored.damaged);
+        return Err(Error::integrity(what)
             .hint("the rest was restored; see what else is hurt: mainstay verify --read-data"));
     }
     Ok((restored.counts.skipped > 0).then_some(Code::Partial))
+}
+
+/// What a restore cannot bring back, as far as that is known before it is tried.
+fn preview_of_skips(session: &Session, plan: &RestorePlan) -> Done {
+    plan.lost.iter().for_each(|skip| session.report.skipped(skip));
+    session.report.more_skips("--verbose lists all");
+    if plan.lost.iter().any(|skip| skip.reason == SkipReason::Damaged) {
+        let what = "parts of the point's tree are damaged, and what is in them cannot be restored";
+        return Err(Error::integrity(what)
+            .hint("the rest can be; see what else is hurt: mainstay verify --read-data"));
+    }
+    Ok(None)
 }
 
 /// Asks before anything existing is touched, showing what is about to happen.

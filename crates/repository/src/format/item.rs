@@ -1,6 +1,6 @@
 //! Items as they stand in a tree page.
 
-use mainstay_core::{HardLink, ItemPath, Kind, Metadata, Result, Skip, SkipReason, Stamp, Time};
+use mainstay_core::{HardLink, Item, ItemPath, Kind, Metadata, Result, Skip, SkipReason, Stamp, Time};
 
 use crate::codec::{Decoder, Encode};
 use crate::format::page::{GroupTable, PageRef};
@@ -8,6 +8,53 @@ use crate::format::run::Run;
 
 /// Recipes of up to this many runs stand in the item; longer ones get pages of their own.
 pub(crate) const INLINE_RUNS_MAX: usize = 16;
+
+/// A longer path, in bytes, has no place in a tree.
+pub(crate) const PATH_BYTES_MAX: usize = 64 << 10;
+/// Nor has more than so many bytes of what is known of an item, path and content apart.
+const KNOWN_BYTES_MAX: usize = 512 << 10;
+/// The words of a skip are cut at so many bytes.
+const DETAIL_BYTES_MAX: usize = 4 << 10;
+
+/// Whether an item has a place in a tree.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Whole,
+    /// Without some of its extended attributes; what to say of that.
+    Reduced(String),
+    /// Not at all, and why.
+    Refused(String),
+}
+
+/// Takes away what there is no place for: as many extended attributes as are too many together.
+pub(crate) fn fit(item: &mut Item) -> Fit {
+    let metadata = &mut item.metadata;
+    let length = item.path.as_bytes().len();
+    if length > PATH_BYTES_MAX {
+        return Fit::Refused(format!("its path has {length} bytes, and {PATH_BYTES_MAX} is the most"));
+    }
+    let texts = [&metadata.user, &metadata.group, &metadata.link_target];
+    let texts = texts.into_iter().flatten().map(Vec::len).sum::<usize>() + item.stamp.0.len();
+    let attributes = metadata.attributes.iter().map(|(name, value)| 16 + name.len() + value.len());
+    let known = texts.saturating_add(attributes.sum());
+    let Some(mut room) = KNOWN_BYTES_MAX.checked_sub(known) else {
+        return Fit::Refused(format!("{known} bytes are known of it, and {KNOWN_BYTES_MAX} is the most"));
+    };
+    let mut left_out = Vec::new();
+    metadata.xattrs.retain(|(name, value)| {
+        let rest = room.checked_sub(16 + name.len() + value.len());
+        room = rest.unwrap_or(room);
+        if rest.is_none() && left_out.len() < 8 {
+            left_out.push(name.escape_ascii().to_string());
+        }
+        rest.is_some()
+    });
+    if left_out.is_empty() {
+        return Fit::Whole;
+    }
+    let names = left_out.join(", ");
+    Fit::Reduced(format!("its extended attributes are more than {KNOWN_BYTES_MAX} bytes; left out: {names}"))
+}
 
 /// Content as chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,10 +262,19 @@ impl StoredItem {
     }
 }
 
+/// What is too long is cut: of a path the end, so that a directory above stands for what was skipped.
 pub(crate) fn encode_skip(skip: &Skip, out: &mut Vec<u8>) {
-    out.u8(skip.reason as u8);
-    out.bytes(skip.path.as_bytes());
-    out.bytes(skip.detail.as_bytes());
+    let path = skip.path.as_bytes();
+    let cut = path.get(..=PATH_BYTES_MAX).and_then(|start| start.iter().rposition(|byte| *byte == b'/'));
+    let end = if path.len() > PATH_BYTES_MAX { cut.unwrap_or(0) } else { path.len() };
+    let reason = match skip.reason {
+        // What a restore meets; to a point made of another point it is the same as any other source that fails.
+        SkipReason::Damaged | SkipReason::Unwritable => SkipReason::Unreadable,
+        reason => reason,
+    };
+    out.u8(reason as u8);
+    out.bytes(path.get(..end).unwrap_or_default());
+    out.bytes(&skip.detail.as_bytes()[..skip.detail.floor_char_boundary(DETAIL_BYTES_MAX)]);
 }
 
 pub(crate) fn decode_skip(mut input: Decoder<'_>) -> Result<Skip> {
@@ -234,11 +290,13 @@ pub(crate) fn decode_skip(mut input: Decoder<'_>) -> Result<Skip> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Recipe, StoredItem, key_after, path_key, path_of_key};
+    use super::{
+        PATH_BYTES_MAX, Recipe, StoredItem, decode_skip, encode_skip, key_after, path_key, path_of_key,
+    };
     use crate::codec::Decoder;
     use crate::format::page::GroupTable;
     use crate::format::run::{Run, RunDigest};
-    use mainstay_core::{HardLink, Id16, ItemPath, Kind, Metadata, Stamp, Time};
+    use mainstay_core::{HardLink, Id16, ItemPath, Kind, Metadata, Skip, SkipReason, Stamp, Time};
     use proptest::prelude::*;
 
     fn path(text: &str) -> ItemPath {
@@ -264,6 +322,19 @@ mod tests {
     fn hostile_keys_are_refused() {
         for key in [&b"a/b"[..], b"..", b"a\0..\0b", b"\0etc", b"a\0"] {
             assert!(path_of_key(key).is_err(), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn skips_of_any_length_are_cut_to_what_a_page_holds() {
+        let long = |name: usize| ItemPath::new([&vec![b'd'; 60_000][..], b"/", &vec![b'n'; name]].concat());
+        for (name, kept) in [(9, 60_010), (PATH_BYTES_MAX - 60_001, PATH_BYTES_MAX), (6000, 60_000)] {
+            let (path, detail) = (long(name).unwrap(), "ä".repeat(3001));
+            let mut bytes = Vec::new();
+            encode_skip(&Skip { path: path.clone(), reason: SkipReason::Unreadable, detail }, &mut bytes);
+            let skip = decode_skip(Decoder::new("skip", &bytes)).unwrap();
+            assert!(path.is_within(&skip.path) && skip.path.as_bytes().len() == kept, "{name}");
+            assert_eq!(skip.detail, "ä".repeat(2048));
         }
     }
 

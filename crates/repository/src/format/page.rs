@@ -17,10 +17,16 @@ const MAGIC: u8 = b'P';
 const VERSION: u8 = 1;
 /// Pages end near this many bytes on average, never before the first and hardly after the last.
 const PAGE_BYTES: Bounds = Bounds { least: 4 << 10, average: 32 << 10, most: 64 << 10 };
-/// A page never has more; a single entry may reach this (a path of 1 MiB with its attributes).
+/// A page never has more; a single entry may come near this (a long path with all of its attributes).
 pub(crate) const PAGE_BYTES_MAX: usize = 1 << 20 | 1 << 18;
+/// A page ends when its keys come to this when spelled out, however much they share: who reads it spells them out.
+const KEY_BYTES: usize = 16 << 20;
+/// A page whose keys come to more than this is refused.
+const KEY_BYTES_MAX: usize = 64 << 20;
 /// No tree is deeper: 2^64 entries would not be.
 const LEVELS_MAX: u8 = 12;
+/// A page of references never ends after fewer entries, or long keys would make a tree deeper than that.
+const REFERENCES_LEAST: u64 = 8;
 
 struct Bounds {
     least: usize,
@@ -109,12 +115,15 @@ struct Open {
     count: u64,
     groups: GroupTable,
     entries: Vec<u8>,
+    /// Bytes of all keys, spelled out.
+    key_bytes: usize,
     last_key: Vec<u8>,
 }
 
 impl Open {
     fn new(level: u8) -> Self {
-        Self { level, count: 0, groups: GroupTable::default(), entries: Vec::new(), last_key: Vec::new() }
+        let (groups, entries, last_key) = (GroupTable::default(), Vec::new(), Vec::new());
+        Self { level, count: 0, groups, entries, key_bytes: 0, last_key }
     }
 
     fn push(&mut self, key: &[u8], value: &dyn Fn(&mut Vec<u8>, &mut GroupTable)) -> usize {
@@ -128,6 +137,7 @@ impl Open {
         self.entries.bytes(&bytes);
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
+        self.key_bytes += key.len();
         self.count += 1;
         self.entries.len() - before
     }
@@ -188,20 +198,13 @@ impl MapBuilder {
         let Some(open) = self.levels.get_mut(level) else { return Err(Error::bug("a level is missing")) };
         let grown = open.push(key, value);
         let size = open.entries.len();
-        let full = size >= PAGE_BYTES.most || (size >= PAGE_BYTES.least && self.ends_page(key, grown));
-        // A page of references needs two entries, or levels would not converge.
-        if full && (level == 0 || self.levels.get(level).is_some_and(|open| open.count > 1)) {
+        let full = size >= PAGE_BYTES.most
+            || open.key_bytes >= KEY_BYTES
+            || (size >= PAGE_BYTES.least && ends_page(&self.split_key, key, grown));
+        if full && (level == 0 || open.count >= REFERENCES_LEAST) {
             self.close(level, sink)?;
         }
         Ok(())
-    }
-
-    /// An entry ends its page with a probability that grows with its size.
-    fn ends_page(&self, key: &[u8], entry_bytes: usize) -> bool {
-        let hash = blake3::keyed_hash(&self.split_key, key);
-        let mut draw = [0; 4];
-        draw.copy_from_slice(&hash.as_bytes()[..4]);
-        u64::from(u32::from_le_bytes(draw)) * (PAGE_BYTES.average as u64) < (entry_bytes as u64) << 32
     }
 
     fn close(&mut self, level: usize, sink: &mut dyn PageSink) -> Result<()> {
@@ -231,6 +234,14 @@ impl MapBuilder {
             level += 1;
         }
     }
+}
+
+/// An entry ends its page with a probability that grows with its size.
+fn ends_page(split_key: &Secret, key: &[u8], entry_bytes: usize) -> bool {
+    let hash = blake3::keyed_hash(split_key, key);
+    let mut draw = [0; 4];
+    draw.copy_from_slice(&hash.as_bytes()[..4]);
+    u64::from(u32::from_le_bytes(draw)) * (PAGE_BYTES.average as u64) < (entry_bytes as u64) << 32
 }
 
 /// A parsed page.
@@ -273,7 +284,7 @@ impl Page {
             };
             key.extend_from_slice(rest);
             key_bytes += key.len();
-            if keys.last().is_some_and(|last| *last >= key) || key_bytes > 64 << 20 {
+            if keys.last().is_some_and(|last| *last >= key) || key_bytes > KEY_BYTES_MAX {
                 return Err(input.malformed("its keys are out of order or too long"));
             }
             keys.push(key);
@@ -320,18 +331,16 @@ impl Page {
     /// What the page below entry `index` must be like; `place` is that of this page.
     fn place_below(&self, index: usize, place: &Place) -> Place {
         let before = index.checked_sub(1).map(|before| self.key(before).to_vec());
-        Place {
-            level: self.level.checked_sub(1),
-            after: before.or_else(|| place.after.clone()),
-            last: Some(self.key(index).to_vec()),
-        }
+        let after = before.or_else(|| place.span.after.clone());
+        Place { level: self.level.checked_sub(1), span: Span { after, last: Some(self.key(index).to_vec()) } }
     }
 
     /// A page that stands anywhere else than in its one place would let a small tree be walked for ever.
     fn check_place(&self, place: &Place) -> Result<()> {
+        let Span { after, last } = &place.span;
         let level = place.level.is_none_or(|level| self.level == level);
-        let after = place.after.as_deref().is_none_or(|after| self.key(0) > after);
-        let last = place.last.as_deref().is_none_or(|last| self.key(self.len() - 1) == last);
+        let after = after.as_deref().is_none_or(|after| self.key(0) > after);
+        let last = last.as_deref().is_none_or(|last| self.key(self.len() - 1) == last);
         if level && after && last {
             Ok(())
         } else {
@@ -340,115 +349,171 @@ impl Page {
     }
 }
 
-/// What the page above says of a page: its level, the last key before it and its own last key. Nothing of a root.
+/// A part of a map: what lies after one key, or from the beginning on, up to and including another, or to the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) after: Option<Vec<u8>>,
+    pub(crate) last: Option<Vec<u8>>,
+}
+
+/// What the page above says of a page: its level, and the part of the map that it holds. Nothing of a root.
 #[derive(Clone, Default)]
 struct Place {
     level: Option<u8>,
-    after: Option<Vec<u8>>,
-    last: Option<Vec<u8>>,
+    span: Span,
+}
+
+/// A page on the way down, and the entry in it that is next.
+struct Standing {
+    page: Arc<Page>,
+    at: usize,
+    place: Place,
+}
+
+/// Pages from the root down, loaded as they are come to. A page that cannot be had is passed over: what was before
+/// it and what comes after it is there all the same.
+struct Descent<S> {
+    source: S,
+    kind: PageKind,
+    root: Option<PageRef>,
+    path: Vec<Standing>,
+    /// Entries with smaller keys are passed over.
+    from: Vec<u8>,
+    /// What the last failure cost.
+    lost: Option<Span>,
+}
+
+impl<S: PageSource> Descent<S> {
+    fn new(source: S, kind: PageKind, root: &PageRef, from: &[u8]) -> Self {
+        Self { source, kind, root: Some(*root), path: Vec::new(), from: from.to_vec(), lost: None }
+    }
+
+    /// Goes one page deeper; which one that was, and what it holds.
+    fn descend(&mut self, page_ref: PageRef, place: Place) -> Result<(PageRef, Arc<Page>)> {
+        let load = || {
+            let page = Page::parse(self.kind, self.source.load(&page_ref)?)?;
+            page.check_place(&place).map(|()| Arc::new(page))
+        };
+        match load() {
+            Ok(page) => {
+                let at = page.seek(&self.from);
+                self.path.push(Standing { page: Arc::clone(&page), at, place });
+                Ok((page_ref, page))
+            }
+            Err(error) => {
+                self.lost = Some(place.span);
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes to the root, or from the page reached last to the next one below it or beside it. `None` after the last
+    /// page, and in a leaf that has entries left.
+    fn step(&mut self) -> Result<Option<(PageRef, Arc<Page>)>> {
+        if let Some(root) = self.root.take() {
+            return self.descend(root, Place::default()).map(Some);
+        }
+        while self.path.pop_if(|standing| standing.at >= standing.page.len()).is_some() {}
+        let Some(Standing { page, at, place }) = self.path.last_mut() else { return Ok(None) };
+        if page.level == 0 {
+            return Ok(None);
+        }
+        let (child, below) = (page.child(*at), page.place_below(*at, place));
+        *at += 1;
+        match child {
+            Ok(child) => self.descend(child, below).map(Some),
+            Err(error) => {
+                self.lost = Some(below.span);
+                Err(error)
+            }
+        }
+    }
 }
 
 /// Walks a map in order of keys, from any key on, loading pages as it comes to them.
-pub(crate) struct Cursor<S> {
-    source: S,
-    kind: PageKind,
-    /// From the root down to the leaf: the page and the entry in it that is next.
-    path: Vec<(Arc<Page>, usize, Place)>,
-}
+pub(crate) struct Cursor<S>(Descent<S>);
 
 impl<S: PageSource> Cursor<S> {
     /// Stands before the first entry whose key is `from` or greater.
+    ///
+    /// Errors: those of loading the root.
     pub(crate) fn seek(source: S, kind: PageKind, root: &PageRef, from: &[u8]) -> Result<Self> {
-        let mut cursor = Self { source, kind, path: Vec::new() };
-        cursor.descend(root, Place::default(), from)?;
+        let mut cursor = Self::starting(source, kind, root, from);
+        cursor.0.step()?;
         Ok(cursor)
     }
 
-    fn descend(&mut self, page: &PageRef, place: Place, from: &[u8]) -> Result<()> {
-        let page = Arc::new(Page::parse(self.kind, self.source.load(page)?)?);
-        page.check_place(&place)?;
-        let at = page.seek(from);
-        let below = if page.level > 0 && at < page.len() {
-            Some((page.child(at)?, page.place_below(at, &place)))
-        } else {
-            None
-        };
-        self.path.push((page, at, place));
-        match below {
-            Some((child, place)) => self.descend(&child, place, from),
-            None => Ok(()),
-        }
+    /// The same, with nothing loaded yet.
+    pub(crate) fn starting(source: S, kind: PageKind, root: &PageRef, from: &[u8]) -> Self {
+        Self(Descent::new(source, kind, root, from))
     }
 
-    /// Moves on to the next entry: the leaf it is in, and its index there.
+    /// Moves on to the next entry: the leaf it is in, and its index there. After an error it goes on behind the page
+    /// that could not be had; [`Cursor::lost`] tells what that cost.
     pub(crate) fn next(&mut self) -> Result<Option<(Arc<Page>, usize)>> {
-        loop {
-            let Some((page, at, place)) = self.path.last_mut() else { return Ok(None) };
-            if page.level == 0 && *at < page.len() {
-                let found = (Arc::clone(page), *at);
-                *at += 1;
-                return Ok(Some(found));
-            }
-            if page.level > 0 && *at < page.len() {
-                // Only after its child ended: a descent leaves the parent standing at the child it took.
-                *at += 1;
-                if *at < page.len() {
-                    let (child, below) = (page.child(*at)?, page.place_below(*at, place));
-                    self.descend(&child, below, &[])?;
-                }
-                continue;
-            }
-            self.path.pop();
-        }
+        while self.0.step()?.is_some() {}
+        let Some(Standing { page, at, .. }) = self.0.path.last_mut() else { return Ok(None) };
+        let found = (Arc::clone(page), *at);
+        *at += 1;
+        Ok(Some(found))
     }
 
-    /// Jumps forward to the first entry whose key is `key` or greater, loading no page between.
-    pub(crate) fn skip_to(&mut self, key: &[u8]) -> Result<()> {
-        loop {
-            let depth = self.path.len();
-            let Some((page, at, place)) = self.path.last_mut() else { return Ok(()) };
-            let last = page.len().wrapping_sub(1);
-            if page.key(last) >= key {
-                let target = page.seek(key).max(*at);
-                let moved = target != *at || page.level == 0;
-                *at = target;
-                if page.level > 0 && moved {
-                    let (child, below) = (page.child(target)?, page.place_below(target, place));
-                    self.descend(&child, below, key)?;
-                }
-                return Ok(());
+    /// What the last error cost, once.
+    pub(crate) fn lost(&mut self) -> Option<Span> {
+        self.0.lost.take()
+    }
+
+    /// Jumps forward to the first entry whose key is `key` or greater, loading nothing.
+    pub(crate) fn skip_to(&mut self, key: &[u8]) {
+        if *self.0.from < *key {
+            self.0.from = key.to_vec();
+            for Standing { page, at, .. } in &mut self.0.path {
+                *at = page.seek(key).max(*at);
             }
-            if depth == 1 {
-                *at = page.len();
-                return Ok(());
-            }
-            self.path.pop();
-            // The parent still stands at the page just left; its last key is smaller than `key`.
         }
     }
 }
 
-/// Calls `each` for every page of a map, parents first, without their values being read.
+/// What a walk over all pages comes to.
+pub(crate) enum Visit<'a> {
+    Page(&'a PageRef, &'a Page),
+    /// A part that cannot be had, and why.
+    Lost(Span, Error),
+}
+
+/// Calls `each` for every page of a map, parents first, without their values being read. It says whether the pages
+/// below are wanted. Ends at the first page that cannot be had.
 pub(crate) fn for_each_page(
     source: &impl PageSource,
     kind: PageKind,
     root: &PageRef,
     each: &mut dyn FnMut(&PageRef, &Page) -> Result<bool>,
 ) -> Result<()> {
-    let mut waiting = vec![(*root, Place::default())];
-    while let Some((page_ref, place)) = waiting.pop() {
-        let page = Page::parse(kind, source.load(&page_ref)?)?;
-        page.check_place(&place)?;
-        if !each(&page_ref, &page)? {
-            continue;
-        }
-        if page.level > 0 {
-            for index in (0..page.len()).rev() {
-                waiting.push((page.child(index)?, page.place_below(index, &place)));
+    visit_pages(source, kind, root, &mut |visit| match visit {
+        Visit::Page(page_ref, page) => each(page_ref, page),
+        Visit::Lost(_, error) => Err(error),
+    })
+}
+
+/// The same, but leaves it to `each` whether to go on behind a page that cannot be had.
+pub(crate) fn visit_pages(
+    source: &impl PageSource,
+    kind: PageKind,
+    root: &PageRef,
+    each: &mut dyn FnMut(Visit<'_>) -> Result<bool>,
+) -> Result<()> {
+    let mut descent = Descent::new(source, kind, root, &[]);
+    loop {
+        match descent.step() {
+            Ok(Some((page_ref, page))) => {
+                if !each(Visit::Page(&page_ref, &page))? || page.level == 0 {
+                    descent.path.pop();
+                }
             }
+            Ok(None) => return Ok(()),
+            Err(error) => drop(each(Visit::Lost(descent.lost.take().unwrap_or_default(), error))?),
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,5 +8,6 @@ mod source;
 mod stream;
 
 pub use diff::{Change, ChangeKind, Diff, diff};
+pub(crate) use point::Lost;
 pub use point::{Entry, PointReader, Walk};
 pub use source::PointSource;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mainstay_core::{
-    Blocks, Body, Code, Error, Item, ItemPath, Kind, Metadata, Open as _, Result, Skip, Stamp, StreamReader,
+    Blocks, Body, Code, Error, Item, ItemPath, Kind, Metadata, Open as _, Result, Skip, SkipReason, Stamp,
+    StreamReader,
 };
 
 use super::blocks::StoredBlocks;
@@ -12,7 +13,7 @@ use super::source::PointSource;
 use super::stream::StoredContent;
 use crate::fetch::{Fetch, MetaPages};
 use crate::format::item::{Recipe, StoredItem, decode_skip, key_after, path_key, path_of_key};
-use crate::format::page::{Cursor, PageKind, PageRef};
+use crate::format::page::{Cursor, PageKind, PageRef, Span};
 use crate::points::PointInfo;
 
 /// Reads one recovery point. Cheap to clone; usable from several threads.
@@ -59,30 +60,58 @@ impl Entry {
     }
 }
 
-/// Items in order of their paths.
+/// Items in order of their paths. After [`Code::Integrity`] it goes on with what comes behind the damage; any other
+/// error ends it.
 pub struct Walk {
     cursor: Option<Cursor<MetaPages>>,
+    /// The item it began with.
+    within: ItemPath,
     /// The key at which it ends; none for a walk to the end.
     end: Option<Vec<u8>>,
+    lost: ItemPath,
 }
 
 impl Walk {
     fn step(&mut self) -> Result<Option<Entry>> {
         let Some(cursor) = &mut self.cursor else { return Ok(None) };
-        let Some((page, index)) = cursor.next()? else { return Ok(None) };
-        let key = page.key(index);
-        if self.end.as_deref().is_some_and(|end| key >= end) {
+        let is_beyond = |key: &[u8]| self.end.as_deref().is_some_and(|end| key >= end);
+        let (page, index) = match cursor.next() {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                let lost = cursor.lost().unwrap_or_default();
+                if lost.after.as_deref().is_some_and(is_beyond) {
+                    return Ok(None);
+                }
+                let Lost { directory, words } = Lost::of(&lost);
+                self.lost = if directory.is_within(&self.within) { directory } else { self.within.clone() };
+                return Err(error.during(words));
+            }
+        };
+        if is_beyond(page.key(index)) {
             return Ok(None);
         }
-        let stored = StoredItem::decode(page.value(index), &page.groups)?;
-        Ok(Some(Entry::from_stored(path_of_key(key)?, stored)))
+        let path = path_of_key(page.key(index)).inspect_err(|_| self.lost.clone_from(&self.within))?;
+        match StoredItem::decode(page.value(index), &page.groups) {
+            Ok(stored) => Ok(Some(Entry::from_stored(path, stored))),
+            Err(error) => {
+                let words = format!("cannot read what is known of {path}");
+                self.lost = path;
+                Err(error.during(words))
+            }
+        }
+    }
+
+    /// What the last error cost, if it was [`Code::Integrity`]; the error itself if not. The path is that of the item, or
+    /// of the deepest directory that all of the lost items are in.
+    pub(crate) fn loss(&self, error: Error) -> Result<Skip> {
+        skip_damaged(&self.lost, error)
     }
 
     /// Passes over everything below `path`.
-    pub fn skip_below(&mut self, path: &ItemPath) -> Result<()> {
-        match &mut self.cursor {
-            Some(cursor) if !path.is_root() => cursor.skip_to(&key_after(path)),
-            _ => Ok(()),
+    pub fn skip_below(&mut self, path: &ItemPath) {
+        if let Some(cursor) = self.cursor.as_mut().filter(|_| !path.is_root()) {
+            cursor.skip_to(&key_after(path));
         }
     }
 }
@@ -92,10 +121,51 @@ impl Iterator for Walk {
 
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
-        if !matches!(step, Ok(Some(_))) {
+        let goes_on = match &step {
+            Ok(found) => found.is_some(),
+            Err(error) => error.code() == Code::Integrity,
+        };
+        if !goes_on {
             self.cursor = None;
         }
         step.transpose()
+    }
+}
+
+/// The skip that damage comes to.
+pub(crate) fn skip_damaged(path: &ItemPath, error: Error) -> Result<Skip> {
+    match error.code() {
+        Code::Integrity => {
+            let detail = error.chain().join(": ");
+            Ok(Skip { path: path.clone(), reason: SkipReason::Damaged, detail })
+        }
+        _ => Err(error),
+    }
+}
+
+/// A part of a tree that cannot be read, for people.
+pub(crate) struct Lost {
+    /// The deepest directory that holds all of it.
+    pub(crate) directory: ItemPath,
+    pub(crate) words: String,
+}
+
+impl Lost {
+    pub(crate) fn of(span: &Span) -> Self {
+        let path = |key: &Option<Vec<u8>>| key.as_deref().and_then(|key| path_of_key(key).ok());
+        let (after, last) = (path(&span.after), path(&span.last));
+        let words = match (&after, &last) {
+            (None, None) => "the tree cannot be read".to_owned(),
+            (None, Some(last)) => format!("the part of the tree up to {last} cannot be read"),
+            (Some(after), None) => format!("the part of the tree after {after} cannot be read"),
+            (Some(after), Some(last)) => {
+                format!("the part of the tree after {after} up to {last} cannot be read")
+            }
+        };
+        let directory = after.zip(last).and_then(|(after, last)| {
+            std::iter::successors(Some(last), ItemPath::parent).find(|directory| after.is_within(directory))
+        });
+        Self { directory: directory.unwrap_or_default(), words }
     }
 }
 
@@ -113,15 +183,17 @@ impl PointReader {
         &self.info
     }
 
-    fn cursor(&self, from: &[u8]) -> Result<Option<Cursor<MetaPages>>> {
-        let seek = |root: &PageRef| Cursor::seek(MetaPages::new(&self.fetch), PageKind::Items, root, from);
-        self.items.as_ref().map(seek).transpose()
+    fn cursor(&self, from: &[u8]) -> Option<Cursor<MetaPages>> {
+        let pages = MetaPages::new(&self.fetch);
+        self.items.as_ref().map(|root| Cursor::starting(pages, PageKind::Items, root, from))
     }
 
     /// The item at exactly this path.
+    ///
+    /// Errors: [`Code::Integrity`] when nobody can tell, because that part of the tree is damaged.
     pub fn lookup(&self, path: &ItemPath) -> Result<Option<Entry>> {
         let key = path_key(path);
-        let Some(mut cursor) = self.cursor(&key)? else { return Ok(None) };
+        let Some(mut cursor) = self.cursor(&key) else { return Ok(None) };
         match cursor.next()? {
             Some((page, index)) if page.key(index) == key => {
                 let stored = StoredItem::decode(page.value(index), &page.groups)?;
@@ -134,8 +206,8 @@ impl PointReader {
     /// What lies directly in a directory, sorted. Whatever lies deeper is not loaded.
     pub fn list(&self, directory: &ItemPath) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
-        let mut walk = self.walk(directory)?;
-        while let Some(entry) = walk.step()? {
+        let mut walk = self.walk(directory);
+        while let Some(entry) = walk.next().transpose()? {
             if entry.path == *directory {
                 continue;
             }
@@ -143,7 +215,7 @@ impl PointReader {
                 return Err(Error::integrity(format!("{} has no directory in this point", entry.path)));
             }
             if entry.metadata.kind == Kind::Directory {
-                walk.skip_below(&entry.path)?;
+                walk.skip_below(&entry.path);
             }
             found.push(entry);
         }
@@ -151,9 +223,10 @@ impl PointReader {
     }
 
     /// The item at `within` first, then everything below it.
-    pub fn walk(&self, within: &ItemPath) -> Result<Walk> {
+    pub fn walk(&self, within: &ItemPath) -> Walk {
         let end = (!within.is_root()).then(|| key_after(within));
-        Ok(Walk { cursor: self.cursor(&path_key(within))?, end })
+        let cursor = self.cursor(&path_key(within));
+        Walk { cursor, within: within.clone(), end, lost: ItemPath::root() }
     }
 
     /// What was skipped or noticed when the point was made, in the order it happened.

@@ -78,7 +78,7 @@ impl Located {
         if let Runs::Pages(cursor) = &mut self.runs
             && offset >= self.end
         {
-            cursor.skip_to(&key_beyond(offset))?;
+            cursor.skip_to(&key_beyond(offset));
         }
         while self.current.is_none() || offset >= self.end {
             self.current = self.next()?;

@@ -2,9 +2,10 @@
 
 use mainstay_core::{Captured, Code, Error, ItemPath, Next, Receipt, Result, Source};
 
-use super::point::{PointReader, Walk};
+use super::point::{Entry, PointReader, Walk, skip_damaged};
 
-/// Yields the items of a point, or of a selection of it.
+/// Yields the items of a point, or of a selection of it. A damaged part of its tree is one skip, with the directory that
+/// holds all of that part as its path.
 pub struct PointSource {
     reader: PointReader,
     /// Selected paths still to be walked, last first; none lies within another.
@@ -28,7 +29,7 @@ impl PointSource {
             if kept.last().is_some_and(|last| path.is_within(last)) {
                 continue;
             }
-            if !path.is_root() && reader.lookup(&path)?.is_none() {
+            if !path.is_root() && is_missing(&reader, &path)? {
                 let what = format!("{path} is not in point {}", reader.info().id);
                 return Err(Error::new(Code::NotFound, what).hint("list what is there with `mainstay ls`"));
             }
@@ -45,8 +46,8 @@ impl PointSource {
         })
     }
 
-    fn start_next(&mut self) -> Result<bool> {
-        let Some(path) = self.waiting.pop() else { return Ok(false) };
+    fn start_next(&mut self) -> bool {
+        let Some(path) = self.waiting.pop() else { return false };
         let mut above = path.parent();
         while let Some(ancestor) = above {
             above = ancestor.parent();
@@ -55,8 +56,22 @@ impl PointSource {
             }
         }
         self.yielded.retain(|ancestor| path.is_within(ancestor));
-        self.walk = Some(self.reader.walk(&path)?);
-        Ok(true)
+        self.walk = Some(self.reader.walk(&path));
+        true
+    }
+}
+
+/// Whether there is no such item. What may be in a damaged part of the tree is not missing.
+fn is_missing(reader: &PointReader, path: &ItemPath) -> Result<bool> {
+    match reader.lookup(path) {
+        Err(error) if error.code() == Code::Integrity => Ok(false),
+        found => Ok(found?.is_none()),
+    }
+}
+
+impl PointSource {
+    fn item(&self, entry: Entry) -> Next {
+        Next::Item(Box::new(entry.into_item(&self.reader.fetch)))
     }
 }
 
@@ -68,14 +83,20 @@ impl Source for PointSource {
             }
             if let Some(ancestor) = self.ancestors.pop() {
                 self.yielded.push(ancestor.clone());
-                if let Some(entry) = self.reader.lookup(&ancestor)? {
-                    return Ok(Next::Item(Box::new(entry.into_item(&self.reader.fetch))));
+                match self.reader.lookup(&ancestor) {
+                    Ok(Some(entry)) => return Ok(self.item(entry)),
+                    Ok(None) => continue,
+                    Err(error) => return skip_damaged(&ancestor, error).map(Next::Skipped),
                 }
-                continue;
             }
-            match self.walk.as_mut().and_then(Iterator::next).transpose()? {
-                Some(entry) => return Ok(Next::Item(Box::new(entry.into_item(&self.reader.fetch)))),
-                None => self.ended = !self.start_next()?,
+            let Some(walk) = &mut self.walk else {
+                self.ended = !self.start_next();
+                continue;
+            };
+            match walk.next() {
+                Some(Ok(entry)) => return Ok(self.item(entry)),
+                Some(Err(error)) => return walk.loss(error).map(Next::Skipped),
+                None => self.walk = None,
             }
         }
     }

@@ -15,7 +15,7 @@ use super::groups::Groups;
 use super::ingest::{Ingest, MetaSink, References};
 use crate::cut::Profile;
 use crate::fetch::{Fetch, MetaPages};
-use crate::format::item::{Recipe, StoredItem, encode_skip, path_key};
+use crate::format::item::{Fit, Recipe, StoredItem, encode_skip, fit, path_key};
 use crate::format::page::PageRef;
 use crate::format::page::{Cursor, MapBuilder, PageKind, for_each_page};
 use crate::format::run::Run;
@@ -169,10 +169,20 @@ impl PointWriter {
         })
     }
 
-    fn put_item(&mut self, item: Item) -> Result<()> {
+    fn put_item(&mut self, mut item: Item) -> Result<()> {
         self.request.progress.check()?;
         if self.last_path.as_ref().is_some_and(|last| *last >= item.path) {
             return Err(Error::bug(format!("the source yielded {} out of order", item.path)));
+        }
+        match fit(&mut item) {
+            Fit::Whole => {}
+            Fit::Reduced(detail) => {
+                self.notice(Skip { path: item.path.clone(), reason: SkipReason::Metadata, detail })?;
+            }
+            Fit::Refused(detail) => {
+                self.last_path = Some(item.path.clone());
+                return self.notice(Skip { path: item.path, reason: SkipReason::Unsupported, detail });
+            }
         }
         let Item { path, metadata, stamp, body } = item;
         let key = path_key(&path);

@@ -141,8 +141,8 @@ impl Race<'_> {
             let restored = try_restore(&repository, &point);
             let model = self.model();
             match restored {
-                Ok(restored) => compare(&model.known[&point], &restored),
-                Err(error) => assert!(model.expiring.contains(&point), "reading {point}: {error:?}"),
+                Ok(restored) if restored.skips.is_empty() => compare(&model.known[&point], &restored),
+                other => assert!(model.expiring.contains(&point), "reading {point}: {other:?}"),
             }
         }
     }

@@ -52,7 +52,7 @@ pub struct Restored {
     pub changes: Changes,
     /// What could not be restored in full, and what the source could not yield; 2^20 at most, all are counted.
     pub skips: Vec<Skip>,
-    /// Items among the skips whose stored content was damaged ([`Code::Integrity`]).
+    /// Those of the skips whose reason is [`SkipReason::Damaged`].
     pub damaged: u64,
 }
 
@@ -140,6 +140,7 @@ impl Run {
         let count =
             if skip.reason.is_loss() { &mut restored.counts.skipped } else { &mut restored.counts.noticed };
         *count += 1;
+        restored.damaged += u64::from(skip.reason == SkipReason::Damaged);
         if restored.skips.len() < SKIPS_MAX {
             restored.skips.push(skip);
         }
@@ -190,11 +191,11 @@ impl Run {
 
     /// Takes note of an error with one item. Those that would meet every further item end the run.
     pub(super) fn fail(&self, path: &ItemPath, reason: SkipReason, error: Error) {
-        match error.code() {
-            Code::Io | Code::NotFound | Code::AlreadyExists | Code::Unsupported | Code::Refused => {}
-            Code::Integrity => self.state().restored.damaged += 1,
+        let reason = match error.code() {
+            Code::Io | Code::NotFound | Code::AlreadyExists | Code::Unsupported | Code::Refused => reason,
+            Code::Integrity => SkipReason::Damaged,
             _ => return self.stop(error),
-        }
+        };
         self.skip(path.clone(), reason, error.chain().join(": "));
     }
 

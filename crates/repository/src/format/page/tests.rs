@@ -4,7 +4,10 @@ use std::sync::Arc;
 use mainstay_core::{Error, Id16, Result};
 use proptest::prelude::*;
 
-use super::{Cursor, MapBuilder, Page, PageKind, PageRef, PageSink, PageSource, for_each_page};
+use super::{
+    Cursor, MapBuilder, Page, PageKind, PageRef, PageSink, PageSource, Span, Visit, for_each_page,
+    visit_pages,
+};
 use crate::codec::Encode as _;
 use crate::seal::Secret;
 
@@ -59,7 +62,7 @@ proptest! {
         let wanted: Vec<_> = map.range(from.clone()..).map(|(key, _)| key.clone()).collect();
         prop_assert_eq!(read_from(&pages, &root, &from), wanted);
         let mut cursor = Cursor::seek(&pages, PageKind::Items, &root, &[]).unwrap();
-        cursor.skip_to(&from).unwrap();
+        cursor.skip_to(&from);
         let next = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
         prop_assert_eq!(next, map.range(from..).next().map(|(key, _)| key.clone()));
     }
@@ -82,7 +85,7 @@ fn skips_forward_from_anywhere_without_going_back() {
         let mut cursor = Cursor::seek(&pages, PageKind::Items, &root, &keys[start]).unwrap();
         let (page, index) = cursor.next().unwrap().unwrap();
         assert_eq!(page.key(index), keys[start]);
-        cursor.skip_to(&keys[target]).unwrap();
+        cursor.skip_to(&keys[target]);
         let next = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
         assert_eq!(next.as_ref(), keys.get(target.max(start + 1)));
         let after = cursor.next().unwrap().map(|(page, index)| page.key(index).to_vec());
@@ -210,4 +213,70 @@ fn a_page_that_repeats_below_itself_is_refused() {
     }
     let again = forge(2, &[b"k"], &leaf, &mut pages);
     assert!(read(&pages, &again).is_err(), "a leaf two levels below");
+}
+
+#[test]
+fn behind_a_lost_page_everything_is_there() {
+    let map = large_map(60_000);
+    let mut pages = Pages::default();
+    let root = build(&map, &mut pages).unwrap();
+    let mut refs = Vec::new();
+    for_each_page(&pages, PageKind::Items, &root, &mut |page_ref, page| {
+        refs.push((*page_ref, page.level));
+        Ok(true)
+    })
+    .unwrap();
+    assert!(refs.iter().any(|(_, level)| *level == 2), "{} pages of two levels only", refs.len());
+    // The root, the pages below it, some leaves, and two that follow each other.
+    let leaves: Vec<_> = refs.iter().filter(|(_, level)| *level == 0).step_by(29).collect();
+    let above = refs.iter().filter(|(_, level)| *level > 0);
+    for (lost, _) in above.chain(leaves).chain(refs.last()) {
+        let bytes = pages.0.remove(&lost.id).unwrap();
+        let mut cursor = Cursor::starting(&pages, PageKind::Items, &root, &[]);
+        let (mut keys, mut spans) = (Vec::new(), Vec::new());
+        loop {
+            match cursor.next() {
+                Ok(Some((page, index))) => keys.push(page.key(index).to_vec()),
+                Ok(None) => break,
+                Err(_) => spans.push(cursor.lost().unwrap()),
+            }
+        }
+        let [Span { after, last }] = &spans[..] else { panic!("{spans:?}") };
+        let is_lost = |key: &Vec<u8>| {
+            after.as_ref().is_none_or(|after| key > after) && last.as_ref().is_none_or(|last| key <= last)
+        };
+        assert!(map.keys().any(is_lost) && last.as_ref().is_none_or(|last| map.contains_key(last)));
+        let wanted: Vec<_> = map.keys().filter(|key| !is_lost(key)).cloned().collect();
+        assert!(keys == wanted, "{} keys of {}", keys.len(), wanted.len());
+        let (mut entries, mut visited) = (0, Vec::new());
+        visit_pages(&pages, PageKind::Items, &root, &mut |visit| {
+            match visit {
+                Visit::Page(_, page) => entries += if page.level == 0 { page.len() } else { 0 },
+                Visit::Lost(span, _) => visited.push(span),
+            }
+            Ok(true)
+        })
+        .unwrap();
+        assert_eq!((entries, visited), (wanted.len(), spans));
+        pages.0.insert(lost.id, bytes);
+    }
+}
+
+#[test]
+fn no_page_is_made_that_would_be_refused() {
+    // Keys that share nearly all of their bytes are a small page, and large when spelled out; or their pages have few
+    // entries, and make a deep tree.
+    for length in [40 << 10, 64 << 10] {
+        let long = vec![b'x'; length];
+        let map: BTreeMap<_, _> =
+            (0..5000_u32).map(|n| ([&long[4..], &n.to_be_bytes()].concat(), vec![7; 3])).collect();
+        let mut pages = Pages::default();
+        let root = build(&map, &mut pages).unwrap();
+        let mut known = map.keys();
+        let mut cursor = Cursor::seek(&pages, PageKind::Items, &root, &[]).unwrap();
+        while let Some((page, index)) = cursor.next().unwrap() {
+            assert!(known.next().is_some_and(|key| key == page.key(index)));
+        }
+        assert!(known.next().is_none());
+    }
 }

@@ -1,4 +1,4 @@
-//! The Network Block Device protocol, both sides.
+//! The Network Block Device protocol, both sides, and a local overlay to write into.
 //!
 //! A hypervisor's disk read over the network is a [`mainstay_core::Blocks`] ([`Client::blocks`]), and any `Blocks` is
 //! offered to a hypervisor ([`Server`]). The crate knows nothing of backups.

@@ -14,8 +14,8 @@ use crate::wire::{
     violation,
 };
 
-/// No server has more to say to one option than this many replies.
-const REPLIES_MAX: usize = 1 << 16;
+/// No server has more to say to one option than this many replies: so many exports, or contexts.
+const REPLIES_MAX: usize = 4096;
 
 /// A connection that haggles.
 pub(super) struct Handshake {

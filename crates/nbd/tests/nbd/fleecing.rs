@@ -1,94 +1,19 @@
-//! The two ways in which QEMU shows one moment of a disk that goes on changing. `qemu-storage-daemon` plays the
-//! machine, and a writable export plays the guest.
-
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+//! The two ways in which QEMU shows one moment of a disk that goes on changing.
 
 use mainstay_core::{Blocks, ChangeState, ExtentKind};
-use mainstay_nbd::WritableBlocks;
 
-use crate::lab::{Daemon, LONG, run};
+use crate::machine::Machine;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
-/// A storage daemon with a disk, an NBD server and a monitor.
-struct Machine {
-    daemon: Daemon,
-    monitor: BufReader<UnixStream>,
-}
-
-impl Machine {
-    fn start(directory: &Path) -> Self {
-        let name = |file: &str| directory.join(file).to_str().unwrap().to_owned();
-        for file in ["disk", "scratch"] {
-            run("qemu-img", ["create", "-q", "-f", "qcow2", &name(file), "64M"]);
-        }
-        let node = |node: &str| {
-            format!(
-                "driver=qcow2,node-name={node},discard=unmap,file.driver=file,file.filename={}",
-                name(node)
-            )
-        };
-        let arguments = [
-            "--blockdev".to_owned(),
-            node("disk"),
-            "--chardev".to_owned(),
-            format!("socket,id=monitor,server=on,wait=off,path={}", name("monitor.sock")),
-            "--monitor".to_owned(),
-            "chardev=monitor".to_owned(),
-            "--nbd-server".to_owned(),
-            format!("addr.type=unix,addr.path={},max-connections=8", name("nbd.sock")),
-        ];
-        let daemon = Daemon::start("qemu-storage-daemon", arguments, directory.join("nbd.sock"));
-        let monitor = UnixStream::connect(directory.join("monitor.sock")).unwrap();
-        monitor.set_read_timeout(Some(LONG)).unwrap();
-        let mut machine = Self { daemon, monitor: BufReader::new(monitor) };
-        let greeting = machine.line();
-        assert!(greeting.contains("QMP"), "{greeting}");
-        machine.ask("qmp_capabilities", "");
-        machine
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.monitor.read_line(&mut line).unwrap();
-        line
-    }
-
-    fn ask(&mut self, command: &str, arguments: &str) {
-        let line = format!("{{\"execute\": \"{command}\", \"arguments\": {{{arguments}}}}}\n");
-        self.monitor.get_mut().write_all(line.as_bytes()).unwrap();
-        loop {
-            let answer = self.line();
-            assert!(!answer.contains("\"error\""), "{command}: {answer}");
-            if answer.starts_with("{\"return\"") {
-                return;
-            }
-        }
-    }
-
-    fn export(&mut self, node: &str, more: &str) {
-        let fixed =
-            format!("\"type\": \"nbd\", \"id\": \"{node}\", \"node-name\": \"{node}\", \"name\": \"{node}\"");
-        self.ask("block-export-add", &format!("{fixed}, {more}"));
-    }
-
-    fn write(&self, node: &str, at: u64, len: u64, byte: u8) {
-        let guest = self.daemon.client(node).connections(1).blocks(None).unwrap();
-        guest.write_at(at, &vec![byte; usize::try_from(len).unwrap()]).unwrap();
-        guest.flush().unwrap();
-    }
-
-    /// The disk as it is when the bitmap `inc` begins, and what the guest writes until the snapshot.
-    fn prepare(&mut self) {
-        self.export("disk", "\"writable\": true");
-        self.write("disk", 0, 4 * MIB, 1);
-        self.ask("block-dirty-bitmap-add", "\"node\": \"disk\", \"name\": \"inc\"");
-        self.write("disk", MIB, 65536, 2);
-        self.write("disk", 10 * MIB, MIB, 3);
-    }
+/// The disk as it is when the bitmap `inc` begins, and what the guest writes until the snapshot.
+fn prepare(machine: &mut Machine) {
+    machine.export("disk", "\"writable\": true");
+    machine.write("disk", 0, 4 * MIB, 1);
+    machine.ask("block-dirty-bitmap-add", "\"node\": \"disk\", \"name\": \"inc\"");
+    machine.write("disk", MIB, 65536, 2);
+    machine.write("disk", 10 * MIB, MIB, 3);
 }
 
 /// Changes as (first KiB, last KiB, kind).
@@ -111,7 +36,7 @@ fn holds(blocks: &impl Blocks, at: u64, len: u64, byte: u8) {
 fn a_backup_job_shows_one_moment_and_its_changes() {
     let directory = tempfile::tempdir().unwrap();
     let mut machine = Machine::start(directory.path());
-    machine.prepare();
+    prepare(&mut machine);
     let scratch = directory.path().join("scratch");
     machine.ask(
         "blockdev-add",
@@ -143,7 +68,7 @@ fn a_backup_job_shows_one_moment_and_its_changes() {
 fn snapshot_access_that_knows_only_changes_is_asked_for_them_alone() {
     let directory = tempfile::tempdir().unwrap();
     let mut machine = Machine::start(directory.path());
-    machine.prepare();
+    prepare(&mut machine);
     let scratch = directory.path().join("scratch");
     machine.ask("block-export-del", "\"id\": \"disk\", \"mode\": \"hard\"");
     machine.ask(

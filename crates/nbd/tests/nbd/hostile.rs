@@ -8,12 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use mainstay_core::Blocks as _;
-use mainstay_nbd::{Address, Client, Export, Remote, Server, ServerOptions, WritableBlocks as _};
+use mainstay_nbd::{Address, Client, Export, Remote, Server, ServerOptions, ServerTls, WritableBlocks as _};
 use mainstay_testkit::{Rng, for_each_seed};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::lab::{Disk, PAGE, client, serve, some_range, sparse};
 use crate::proxy::{Way, proxy, through};
+use crate::tls::Authority;
 
 const SIZE: usize = 1 << 20;
 const SHORT: Duration = Duration::from_millis(200);
@@ -33,7 +34,7 @@ fn peak_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn small_server(directory: &std::path::Path) -> (Server, Vec<u8>) {
+fn small_server(directory: &std::path::Path, tls: Option<ServerTls>) -> (Server, Vec<u8>) {
     let model = sparse(&mut Rng::new(9), SIZE);
     let exports = vec![
         Export::read_only("disk", Disk::new(model.clone()) as _),
@@ -43,6 +44,7 @@ fn small_server(directory: &std::path::Path) -> (Server, Vec<u8>) {
         handshake_limit: 2 * SHORT,
         stall_limit: SHORT,
         idle_limit: Some(SHORT),
+        tls,
         ..ServerOptions::default()
     };
     (serve(directory, exports, options), model)
@@ -88,9 +90,14 @@ fn attack(server: &Server, rng: &mut Rng) {
     stream.set_write_timeout(Some(SHORT)).unwrap();
     stream.set_read_timeout(Some(SHORT)).unwrap();
     let mut bytes = vec![0, 0, 0, *rng.pick(&[0, 1, 3, 3, 3, 3, 7])];
-    if rng.chance(10) {
+    if rng.chance(20) {
+        // Where there is TLS, this is what its handshake gets.
+        bytes.extend(b"IHAVEOPT\0\0\0\x05\0\0\0\0");
+        bytes.extend(*rng.pick(&[&b"\x16\x03\x01\x02\x00\x01"[..], b"", b"\x17\x03\x03\xff\xff"]));
+    }
+    if rng.chance(20) {
         let noise = rng.below(5000);
-        bytes = rng.bytes(noise);
+        bytes.extend(rng.bytes(noise));
     }
     for _ in 0..rng.below(6) {
         bytes.extend(option(rng));
@@ -116,7 +123,9 @@ fn clients_that_send_anything_harm_nobody() {
     limit_memory();
     for_each_seed(4, |seed| {
         let directory = tempfile::tempdir().unwrap();
-        let (server, model) = small_server(directory.path());
+        let authority = Authority::new("ours");
+        let secure = (seed % 2 == 1).then(|| ServerTls::new(authority.server().identity(), None).unwrap());
+        let (server, model) = small_server(directory.path(), secure.clone());
         thread::scope(|scope| {
             for attacker in 0..4 {
                 let server = &server;
@@ -127,7 +136,11 @@ fn clients_that_send_anything_harm_nobody() {
         // Those who said nothing more are gone by now, or soon.
         let remote = (0..500).find_map(|_| {
             thread::sleep(Duration::from_millis(10));
-            client(&server, "disk").blocks(None).ok()
+            let client = client(&server, "disk");
+            match &secure {
+                None => client.blocks(None).ok(),
+                Some(_) => client.tls(authority.client_tls()).blocks(None).ok(),
+            }
         });
         let mut read = vec![0; SIZE];
         remote.unwrap().read_at(0, &mut read).unwrap();
@@ -156,7 +169,7 @@ fn a_wire_that_spoils_everything_harms_nobody() {
     limit_memory();
     for_each_seed(3, |seed| {
         let directory = tempfile::tempdir().unwrap();
-        let (server, _) = small_server(directory.path());
+        let (server, _) = small_server(directory.path(), None);
         let number = Arc::new(AtomicU64::new(seed << 32));
         let spoiled = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&spoiled);

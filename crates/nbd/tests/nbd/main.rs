@@ -5,9 +5,11 @@
 mod fleecing;
 mod hostile;
 mod lab;
+mod machine;
 mod overlay;
 mod peers;
 mod proxy;
+mod recovery;
 mod tls;
 mod together;
 mod trouble;

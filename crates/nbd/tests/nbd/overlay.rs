@@ -13,16 +13,16 @@ use mainstay_testkit::{Rng, for_each_seed};
 
 use crate::lab::{Disk, LONG, Mortal, command, index, run, serve, some_range, sparse, uri};
 
-const BASE: [u8; 32] = [1; 32];
-const SIZE: usize = (3 << 20) + 10_000;
+pub(crate) const BASE: [u8; 32] = [1; 32];
+pub(crate) const SIZE: usize = (3 << 20) + 10_000;
 const BLOCK: u64 = 64 << 10;
 
-fn base(seed: u64) -> Vec<u8> {
+pub(crate) fn base(seed: u64) -> Vec<u8> {
     sparse(&mut Rng::new(seed), SIZE)
 }
 
 /// In the directory of the server that is killed: the seed of its base.
-const SEED: &str = "seed";
+pub(crate) const SEED: &str = "seed";
 
 /// Not a test by itself: the server of the next one, in a process of its own.
 #[test]
@@ -37,7 +37,7 @@ fn child_that_serves_until_it_is_killed() {
     std::thread::sleep(Duration::from_secs(600));
 }
 
-fn start_child(directory: &Path) -> Mortal {
+pub(crate) fn start_child(directory: &Path) -> Mortal {
     let mut command = command(
         std::env::current_exe().unwrap().to_str().unwrap(),
         ["--exact", "overlay::child_that_serves_until_it_is_killed", "--nocapture"],

@@ -18,16 +18,16 @@ use crate::lab::{Daemon, Disk, run, sparse};
 const SIZE: usize = 6 << 20;
 
 /// An authority.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 /// A certificate and its key, as PEM.
-struct Pair(String, String);
+pub(crate) struct Pair(String, String);
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -46,12 +46,17 @@ impl Authority {
         Pair(params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    fn server(&self) -> Pair {
+    pub(crate) fn server(&self) -> Pair {
         self.sign("localhost", ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     fn client(&self) -> Pair {
         self.sign("the-client", ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// For clients that connect over a socket and show nothing.
+    pub(crate) fn client_tls(&self) -> ClientTls {
+        tls(self, None).server_name("localhost").unwrap()
     }
 
     /// As QEMU, GnuTLS and libnbd expect them in a directory.
@@ -69,7 +74,7 @@ impl Authority {
 }
 
 impl Pair {
-    fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Identity {
         Identity::from_pem(self.0.as_bytes(), self.1.as_bytes()).unwrap()
     }
 }

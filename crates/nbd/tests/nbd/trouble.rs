@@ -246,6 +246,27 @@ fn enter(server: &Server, export: &str) -> UnixStream {
     stream
 }
 
+/// The grace of a stop is for clients that fetch.
+#[test]
+fn a_stop_does_not_wait_for_a_client_that_fetches_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let exports = vec![Export::read_only("hog", Disk::new(vec![5; SIZE]) as _)];
+    let server = serve(directory.path(), exports, ServerOptions::default());
+    let mut hog = enter(&server, "hog");
+    hog.write_all(&read_of_half_a_mib().repeat(100)).unwrap();
+    while server.counters("hog").unwrap().reads < 5 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    server.stop().unwrap();
+}
+
+fn read_of_half_a_mib() -> Vec<u8> {
+    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+    request.extend([0; 20]);
+    request.extend((1_u32 << 19).to_be_bytes());
+    request
+}
+
 /// A client that asks and asks and never fetches, beside one that behaves.
 #[test]
 fn a_client_that_does_not_fetch_its_replies_holds_up_nobody_and_goes() {
@@ -265,9 +286,7 @@ fn a_client_that_does_not_fetch_its_replies_holds_up_nobody_and_goes() {
     ];
     let server = serve(directory.path(), exports, options);
     let mut hogs = [enter(&server, "hog"), enter(&server, "hog"), enter(&server, "hog")];
-    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
-    request.extend([0; 20]);
-    request.extend((1_u32 << 19).to_be_bytes());
+    let request = read_of_half_a_mib();
     for hog in &mut hogs {
         hog.set_write_timeout(Some(SHORT)).unwrap();
         while hog.write_all(&request.repeat(100)).is_ok() {}

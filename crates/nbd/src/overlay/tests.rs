@@ -32,6 +32,8 @@ impl Blocks for Base {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let start = len_of(&(0..offset));
         buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+        // Whoever writes at the same time gets the chance to.
+        std::thread::yield_now();
         Ok(())
     }
 }
@@ -224,5 +226,35 @@ fn what_was_flushed_survives_power_cuts_and_what_was_written_survives_kills() {
             let later = record(after_a_power_cut(&after_a_kill(&start, &log[..cut]), &ops, &mut rng));
             assert!(read(&open(&base, &later, &NEXT_BOOT)) == device, "flush after a kill at {cut}");
         }
+    });
+}
+
+/// Threads that write to one block at the same time, each its own bytes, while another pulls it.
+#[test]
+fn first_writes_to_one_block_do_not_undo_each_other() {
+    const WRITERS: usize = 6;
+    for_each_seed(30, |seed| {
+        let base = Arc::new(Base(Rng::new(seed).bytes(len_of(&(0..SIZE)))));
+        let files = record([vec![0; base.0.len()], vec![0; len_of(&(0..map::file_len(SIZE).unwrap()))]]);
+        Map::make(&files[1], SIZE, &BASE, &THIS_BOOT).unwrap();
+        let overlay = open(&base, &files, &THIS_BOOT);
+        let part_len = base.0.len() / 4 / WRITERS;
+        let mut model = base.0.clone();
+        let parts: Vec<Vec<u8>> = (0..4 * WRITERS).map(|part| vec![part as u8; part_len]).collect();
+        for (number, part) in parts.iter().enumerate() {
+            model[number * part_len..][..part_len].copy_from_slice(part);
+        }
+        std::thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (overlay, parts) = (&overlay, &parts);
+                scope.spawn(move || {
+                    for number in (writer..parts.len()).step_by(WRITERS) {
+                        overlay.write_at((number * part_len) as u64, &parts[number]).unwrap();
+                    }
+                });
+            }
+            scope.spawn(|| overlay.pull(0..SIZE).unwrap());
+        });
+        assert!(read(&overlay) == model);
     });
 }

@@ -14,12 +14,10 @@ use super::handshake::{Chosen, Handshake};
 use super::work::{STATUS_COST, Task};
 use super::{Export, ServerOptions};
 use crate::stream::{Socket, Stream};
-use crate::wire::{REQUEST_LEN, Request, command, violation};
+use crate::wire::{REQUEST_LEN, Request, command};
 
 /// Requests and small payloads come in by this much at once, in bytes.
 const BUFFER_LEN: usize = 32 << 10;
-/// A payload that is too long is read and dropped up to this length, in bytes; beyond, the client is.
-const DROPPED_MAX: u32 = 64 << 20;
 
 /// A request on its way through a worker.
 pub(super) struct Job {
@@ -133,10 +131,8 @@ impl Reader<'_> {
             command::WRITE => request.length,
             _ => 0,
         };
-        if payload_len > DROPPED_MAX {
-            return Err(violation("a client wants to write too much at once"));
-        }
         if payload_len > self.options.payload_max {
+            // Read past, so that the client can be told.
             let mut dropped = self.stream.by_ref().take(payload_len.into());
             io::copy(&mut dropped, &mut io::sink()).map_err(lost)?;
             return Ok(Budget::take(budget, 0).map(|permit| (request, Vec::new(), permit)));

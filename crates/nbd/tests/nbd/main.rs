@@ -10,6 +10,7 @@ mod overlay;
 mod peers;
 mod proxy;
 mod recovery;
+mod rules;
 mod tls;
 mod together;
 mod trouble;

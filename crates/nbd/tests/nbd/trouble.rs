@@ -232,7 +232,7 @@ fn what_the_blocks_say_reaches_the_client_even_a_panic() {
 }
 
 /// Says hello as a client and enters the transmission phase without structured replies.
-fn enter(server: &Server, export: &str) -> UnixStream {
+pub(crate) fn enter(server: &Server, export: &str) -> UnixStream {
     let Address::Unix(path) = server.address() else { panic!("no unix socket") };
     let mut stream = UnixStream::connect(path).unwrap();
     let mut bytes = 1_u32.to_be_bytes().to_vec();
@@ -251,7 +251,8 @@ fn enter(server: &Server, export: &str) -> UnixStream {
 fn a_stop_does_not_wait_for_a_client_that_fetches_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let exports = vec![Export::read_only("hog", Disk::new(vec![5; SIZE]) as _)];
-    let server = serve(directory.path(), exports, ServerOptions::default());
+    let options = ServerOptions { stall_limit: Duration::from_secs(3600), ..ServerOptions::default() };
+    let server = serve(directory.path(), exports, options);
     let mut hog = enter(&server, "hog");
     hog.write_all(&read_of_half_a_mib().repeat(100)).unwrap();
     while server.counters("hog").unwrap().reads < 5 {

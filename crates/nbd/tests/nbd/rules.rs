@@ -187,9 +187,14 @@ fn a_server_says_no_to_each_request_that_breaks_a_rule_and_goes_on() {
         Export::read_only("fixed", Disk::new(vec![1; 1 << 20]) as _),
         Export::writable("free", Disk::new(vec![1; 1 << 20]) as _),
     ];
-    let options = ServerOptions { payload_max: LENGTH_MAX, ..ServerOptions::default() };
+    let options = ServerOptions {
+        payload_max: LENGTH_MAX,
+        bytes_per_connection: LENGTH_MAX as usize,
+        ..ServerOptions::default()
+    };
     let server = serve(directory.path(), exports, options);
     let mut streams = [enter(&server, "fixed"), enter(&server, "free")];
+    streams.iter().for_each(|stream| stream.set_read_timeout(Some(LONG)).unwrap());
     let (eperm, einval, enospc, eoverflow) = (1, 22, 28, 75);
     let long = vec![2; LENGTH_MAX as usize + 1];
     // What is sent, and the answers of the read-only export and of the writable one.

@@ -15,8 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-/// What is kept of each stream a program writes, in bytes; the rest is read and dropped.
+/// What is kept of each stream a program writes when nobody asks for more, in bytes; the rest is read and dropped.
 const OUTPUT_MAX: usize = 64 << 10;
+
+/// What a pipe holds, in bytes.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// What one read takes, in bytes.
 const READ_MAX: usize = 4096;
@@ -35,6 +38,7 @@ pub struct Program {
     environment: Vec<(OsString, OsString)>,
     limit: Duration,
     run: Option<Arc<dyn Progress>>,
+    output_max: usize,
 }
 
 /// How a program ended.
@@ -42,15 +46,22 @@ pub struct Program {
 pub struct Outcome {
     /// `None` when a signal ended it.
     pub status: Option<i32>,
-    /// The first 64 KiB of standard output.
+    /// The first 64 KiB of standard output, or as much as was asked for.
     pub output: Vec<u8>,
-    /// The first 64 KiB of standard error.
+    /// The same of standard error.
     pub errors: Vec<u8>,
 }
 
 impl Program {
     pub fn new(name: impl Into<OsString>, limit: Duration) -> Self {
-        Self { name: name.into(), arguments: Vec::new(), environment: Vec::new(), limit, run: None }
+        Self {
+            name: name.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            limit,
+            run: None,
+            output_max: OUTPUT_MAX,
+        }
     }
 
     /// A line for `/bin/sh`.
@@ -83,6 +94,13 @@ impl Program {
         self
     }
 
+    /// Keeps so many bytes of each stream instead of the first 64 KiB.
+    #[must_use]
+    pub fn keep_output(mut self, bytes: usize) -> Self {
+        self.output_max = bytes;
+        self
+    }
+
     /// Runs it to its end. When the limit is reached, it and whatever it started are killed.
     ///
     /// Errors: [`Code::Unsupported`] when there is no such program, [`Code::Io`] when it took too long or could
@@ -91,7 +109,7 @@ impl Program {
         let name = self.name.to_string_lossy();
         let mut child = self.start()?;
         let group = Pid::from_child(&child);
-        let watched = watch(&mut child, group, self.limit, self.run.as_deref());
+        let watched = self.watch(&mut child, group);
         if !matches!(watched, Ok(Watched { end: End::Itself, .. })) {
             // Its own group, so that what a shell has started dies with it.
             let _already_gone = kill_process_group(group, Signal::KILL);
@@ -163,6 +181,54 @@ impl Program {
             _ => Error::io(what, error),
         }
     }
+
+    /// Reads what the program says until it has ended, its time is up, or the run that it is a part of is cancelled.
+    fn watch(&self, child: &mut Child, pid: Pid) -> std::result::Result<Watched, Errno> {
+        let run = self.run.as_deref();
+        let ended = pidfd_open(pid, PidfdFlags::empty())?;
+        let alarm = alarm(self.limit)?;
+        let mut pipes = [
+            (child.stdout.take().map(OwnedFd::from), Vec::new()),
+            (child.stderr.take().map(OwnedFd::from), Vec::new()),
+        ];
+        let end = loop {
+            if run.is_some_and(Progress::cancelled) {
+                break End::Cancelled;
+            }
+            let mut fds = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(&alarm, PollFlags::IN)];
+            let open: Vec<usize> = (0..pipes.len()).filter(|index| pipes[*index].0.is_some()).collect();
+            fds.extend(
+                open.iter().filter_map(|index| Some(PollFd::new(pipes[*index].0.as_ref()?, PollFlags::IN))),
+            );
+            match poll(&mut fds, run.map(|_| &ASK_EVERY)) {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            for (index, ready) in open.iter().zip(ready.iter().skip(2)) {
+                let (pipe, text) = &mut pipes[*index];
+                if *ready && pipe.as_ref().is_some_and(|pipe| !drain(pipe.as_fd(), text, self.output_max)) {
+                    *pipe = None;
+                }
+            }
+            match ready.as_slice() {
+                // It has ended. What its children still say is not waited for.
+                [true, ..] => break End::Itself,
+                [_, true, ..] => break End::Late,
+                _ => {}
+            }
+        };
+        let [(last_output, mut output), (last_errors, mut errors)] = pipes;
+        for (pipe, text) in [(last_output, &mut output), (last_errors, &mut errors)] {
+            let Some(pipe) = &pipe else { continue };
+            // As much as a pipe holds; a child left behind may go on writing for ever.
+            (0..PIPE_BYTES / READ_MAX)
+                .take_while(|_| readable(pipe.as_fd()) && drain(pipe.as_fd(), text, self.output_max))
+                .count();
+        }
+        Ok(Watched { end, output, errors })
+    }
 }
 
 /// Why a program is no longer waited for.
@@ -180,65 +246,13 @@ struct Watched {
     errors: Vec<u8>,
 }
 
-/// Reads what the program says until it has ended, its time is up, or the run that it is a part of is cancelled.
-fn watch(
-    child: &mut Child,
-    pid: Pid,
-    limit: Duration,
-    run: Option<&dyn Progress>,
-) -> std::result::Result<Watched, Errno> {
-    let ended = pidfd_open(pid, PidfdFlags::empty())?;
-    let alarm = alarm(limit)?;
-    let mut pipes = [
-        (child.stdout.take().map(OwnedFd::from), Vec::new()),
-        (child.stderr.take().map(OwnedFd::from), Vec::new()),
-    ];
-    let end = loop {
-        if run.is_some_and(Progress::cancelled) {
-            break End::Cancelled;
-        }
-        let mut fds = vec![PollFd::new(&ended, PollFlags::IN), PollFd::new(&alarm, PollFlags::IN)];
-        let open: Vec<usize> = (0..pipes.len()).filter(|index| pipes[*index].0.is_some()).collect();
-        fds.extend(
-            open.iter().filter_map(|index| Some(PollFd::new(pipes[*index].0.as_ref()?, PollFlags::IN))),
-        );
-        match poll(&mut fds, run.map(|_| &ASK_EVERY)) {
-            Err(Errno::INTR) => continue,
-            other => other?,
-        };
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
-        for (index, ready) in open.iter().zip(ready.iter().skip(2)) {
-            let (pipe, text) = &mut pipes[*index];
-            if *ready && pipe.as_ref().is_some_and(|pipe| !drain(pipe.as_fd(), text)) {
-                *pipe = None;
-            }
-        }
-        match ready.as_slice() {
-            // It has ended. What its children still say is not waited for.
-            [true, ..] => break End::Itself,
-            [_, true, ..] => break End::Late,
-            _ => {}
-        }
-    };
-    let [(last_output, mut output), (last_errors, mut errors)] = pipes;
-    for (pipe, text) in [(last_output, &mut output), (last_errors, &mut errors)] {
-        let Some(pipe) = &pipe else { continue };
-        // As much as a pipe holds; a child left behind may go on writing for ever.
-        (0..OUTPUT_MAX / READ_MAX)
-            .take_while(|_| readable(pipe.as_fd()) && drain(pipe.as_fd(), text))
-            .count();
-    }
-    Ok(Watched { end, output, errors })
-}
-
 /// Takes what one read gives; false at the end of the pipe.
-fn drain(pipe: BorrowedFd<'_>, text: &mut Vec<u8>) -> bool {
+fn drain(pipe: BorrowedFd<'_>, text: &mut Vec<u8>, keep: usize) -> bool {
     let mut buffer = [0; READ_MAX];
     match rustix::io::read(pipe, &mut buffer) {
         Ok(0) => false,
         Ok(read) => {
-            let room = OUTPUT_MAX.saturating_sub(text.len());
+            let room = keep.saturating_sub(text.len());
             let mut part = buffer.get(..read).unwrap_or_default().take(room as u64);
             part.read_to_end(text).is_ok()
         }

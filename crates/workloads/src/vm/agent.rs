@@ -2,7 +2,6 @@
 //! `docs/interop/qemu-ga-ref`. The agent is the guest's, so whatever it says is a claim, and every call has its time.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use mainstay_core::{Code, Error, Result};
 use serde_json::{Value, json};
 
 use super::channel::{Channel, Limit, clean, line_of};
+use super::run_dir::tag;
 
 /// The longest answer that is accepted, in bytes.
 const LINE_MAX: usize = 4 << 20;
@@ -129,7 +129,7 @@ impl Agent {
 /// The text of a sync, and the number that its answer has.
 fn sync() -> (Vec<u8>, u64) {
     // The agent's numbers are signed.
-    let number = std::hash::RandomState::new().build_hasher().finish() >> 16;
+    let number = tag() >> 16;
     let message = json!({ "execute": "guest-sync-delimited", "arguments": { "id": number } });
     ([&[DELIMITER], line_of(&message).as_slice()].concat(), number)
 }

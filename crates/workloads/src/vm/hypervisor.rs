@@ -71,8 +71,10 @@ pub trait MachineSnapshot: Send {
     /// Opens the disk at this place of [`MachineSnapshot::disks`]. Extents tell what changed since the mark.
     fn open(&self, disk: usize) -> Result<Box<dyn Blocks>>;
 
-    /// Where the next increment starts, once this run is committed.
-    fn marks(&self) -> Marks;
+    /// Where the next increment starts, once this run is committed. Asked for when everything has been read.
+    ///
+    /// Errors: what was read is not of one moment after all.
+    fn marks(&self) -> Result<Marks>;
 
     /// Called once the point is durable: from now on the new marks count and the old ones are let go.
     ///

@@ -38,6 +38,9 @@ pub struct DiskMark {
     pub inode: Option<u64>,
     /// Increments since the disk was last read whole.
     pub increments: u32,
+    /// Evidence of unchanged image files, taken while the machine was shut down.
+    #[serde(default)]
+    pub stamp: Option<String>,
 }
 
 /// What a driver found of a disk and of the bitmap that the mark names.
@@ -95,16 +98,12 @@ impl DiskMark {
     }
 
     fn doubt(&self, found: &Found<'_>, scan_every: u32) -> Option<String> {
+        if let Some(why) = self.other(found, scan_every) {
+            return Some(why);
+        }
         let Some(name) = &self.bitmap else {
             return Some("nothing recorded what changed since the last point".into());
         };
-        if found.size != self.size {
-            return Some(format!("the disk had {} bytes and now has {}", self.size, found.size));
-        }
-        let moved = self.inode.is_some() && found.inode.is_some() && self.inode != found.inode;
-        if moved || found.image != self.image {
-            return Some("the image is another file than at the last point".into());
-        }
         let Some(bitmap) = &found.bitmap else { return Some(format!("the bitmap {name} is missing")) };
         if bitmap.inconsistent {
             return Some(format!(
@@ -122,6 +121,18 @@ impl DiskMark {
                 "the bitmap {name} had a granularity of {} bytes and now has {}",
                 self.granularity, bitmap.granularity
             ));
+        }
+        None
+    }
+
+    /// Why it is not the disk that the mark was set on, or its turn to be read whole, whatever records its changes.
+    pub(super) fn other(&self, found: &Found<'_>, scan_every: u32) -> Option<String> {
+        if found.size != self.size {
+            return Some(format!("the disk had {} bytes and now has {}", self.size, found.size));
+        }
+        let moved = self.inode.is_some() && found.inode.is_some() && self.inode != found.inode;
+        if moved || found.image != self.image {
+            return Some("the image is another file than at the last point".into());
         }
         if scan_every > 0 && self.increments.saturating_add(1) >= scan_every {
             return Some(format!("everything is read after {} increments", self.increments));
@@ -159,6 +170,7 @@ mod tests {
             image: "/a".into(),
             inode: Some(5),
             increments: 3,
+            stamp: None,
         }
     }
 

@@ -2,23 +2,31 @@
 
 mod agent;
 mod channel;
+mod domain_xml;
+mod folder;
 mod guard;
 mod hypervisor;
+mod image_lock;
+mod libvirt;
 mod machine;
 mod mark;
+mod offline;
 mod qemu;
 mod qmp;
 mod run_dir;
 mod source;
+mod watch;
 
 /// The name of this kind of workload.
 pub const KIND: &str = "vm";
 
+pub use folder::Folder;
 pub use guard::{GuardProgram, attend, attend_at_standard_streams};
 pub use hypervisor::{
     BitmapSeen, Caps, DiskMode, DiskPlace, DiskSnapshot, DiskSummary, Hypervisor, MachineId, MachineSnapshot,
     MachineState, MachineSummary, Owner, SnapshotRequest, SnapshotSeen, Swept,
 };
+pub use libvirt::LibvirtHost;
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
 pub use mark::{DiskMark, Marks};
 pub use qemu::{QemuHost, QemuMachine};

@@ -2,6 +2,7 @@
 //! Whoever works in it holds a lock on it; one that nobody holds was left by a crash.
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::guard::Thaw;
-use super::qemu;
+use super::hypervisor::Swept;
+use super::{libvirt, qemu};
 
 /// How the name of such a directory begins.
 const PREFIX: &str = "mainstay-run-";
@@ -38,6 +40,7 @@ pub(super) struct Plan {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Remains {
     Qemu(qemu::Remains),
+    Libvirt(libvirt::Remains),
 }
 
 impl Plan {
@@ -75,8 +78,7 @@ impl RunDir {
     /// Makes a directory in `scratch`, with a place inside for what `user` (and we) may touch. The plan is ours alone:
     /// a machine that broke out must not tell us what to do.
     pub(super) fn create(scratch: &Path, run: &Id16, user: Option<(u32, u32)>, plan: &Plan) -> Result<Self> {
-        // Short: the path of a socket in it has little more than a hundred bytes.
-        let path = scratch.join(format!("{PREFIX}{:.16}", run.to_string()));
+        let path = path_of(scratch, run);
         let fail = |error| Error::io(format!("cannot prepare {}", path.display()), error);
         std::fs::DirBuilder::new().mode(0o711).create(&path).map_err(fail)?;
         let lock = lock(&path)?;
@@ -87,6 +89,11 @@ impl RunDir {
         std::fs::DirBuilder::new().mode(0o700).create(&made.place).map_err(fail)?;
         made.give(&File::open(&made.place).map_err(fail)?, &made.place)?;
         Ok(made)
+    }
+
+    /// What the machine's user will be able to touch, before it is made.
+    pub(super) fn place_of(scratch: &Path, run: &Id16) -> PathBuf {
+        path_of(scratch, run).join(PLACE)
     }
 
     /// Leaves everything for the next run to clear away.
@@ -127,6 +134,11 @@ impl RunDir {
     }
 }
 
+/// Short: the path of a socket in it has little more than a hundred bytes.
+fn path_of(scratch: &Path, run: &Id16) -> PathBuf {
+    scratch.join(format!("{PREFIX}{:.16}", run.to_string()))
+}
+
 impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.keep {
@@ -136,15 +148,30 @@ impl Drop for RunDir {
     }
 }
 
+/// Clears away what runs that died left behind `scratch`.
+pub(super) fn sweep(scratch: &Path) -> Swept {
+    let mut swept = Swept::default();
+    for directory in abandoned(scratch) {
+        match clear(&directory) {
+            Ok(()) => swept.runs += 1,
+            Err(error) => {
+                let what = format!("what an earlier run left in {} remains", directory.display());
+                swept.left.push(format!("{what}: {}", error.chain().join(": ")));
+            }
+        }
+    }
+    swept
+}
+
 /// The directories in `scratch` that were left by a crash.
-pub(super) fn abandoned(scratch: &Path) -> Vec<PathBuf> {
+fn abandoned(scratch: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(scratch) else { return Vec::new() };
     let named = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
     named.map(|entry| entry.path()).filter(|path| lock(path).is_ok()).collect()
 }
 
 /// Carries out the plan of a run that died, and removes its directory. A live run is left alone.
-pub(super) fn clear(directory: &Path) -> Result<()> {
+fn clear(directory: &Path) -> Result<()> {
     match lock(directory) {
         Ok(lock) => clear_locked(directory, lock),
         // Somebody works in it, or it is gone.
@@ -168,6 +195,7 @@ fn clear_locked(directory: &Path, lock: File) -> Result<()> {
     let mut directory = RunDir { path, place, user: None, keep: false, _lock: lock };
     let cleared = match Plan::read(&directory.path) {
         Ok(Plan { remains: Remains::Qemu(remains), .. }) => remains.clear(),
+        Ok(Plan { remains: Remains::Libvirt(remains), .. }) => remains.clear(),
         // It died before it had done anything.
         Err(_) => Ok(()),
     };
@@ -190,4 +218,9 @@ fn lock_with(path: &Path, operation: FlockOperation) -> Result<File> {
         }
         Err(errno) => Err(fail(errno.into())),
     }
+}
+
+/// A number that nobody else has, for names.
+pub(super) fn tag() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
 }

@@ -93,7 +93,7 @@ impl Source for VmSource {
 
     fn seal(&mut self) -> Result<Captured> {
         Ok(Captured {
-            position: self.snapshot.marks().to_position()?,
+            position: self.snapshot.marks()?.to_position()?,
             consistency: self.snapshot.reached(),
             moment: self.moment,
         })

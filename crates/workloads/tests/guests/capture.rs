@@ -92,7 +92,7 @@ impl<'a> Protected<'a> {
         for disk in 0..PLACES.len() {
             capture(snapshot.as_ref(), disk, &self.image(disk));
         }
-        self.marks = Some(snapshot.marks());
+        self.marks = Some(snapshot.marks().unwrap());
         snapshot.commit().unwrap();
         self.check(Fsck::Clean, before, after);
         modes

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Blocks, ChangeState, Id16};
+use mainstay_core::{Blocks, ChangeState, Extent, ExtentKind, Id16};
 use mainstay_nbd::{Address, Client, Remote, WritableBlocks as _};
 use mainstay_testkit::{Rng, ScriptedClock};
 use mainstay_workloads::vm::{
@@ -240,11 +240,29 @@ pub(crate) fn capture(snapshot: &dyn MachineSnapshot, disks: &mut Vec<Vec<u8>>) 
         for extent in blocks.extents(0..shown.size)? {
             assert_eq!(shown.mode == DiskMode::Incremental, extent.change != ChangeState::Unknown);
             if extent.change != ChangeState::Unchanged {
-                let range = extent.range.start as usize..extent.range.end as usize;
-                blocks.read_at(extent.range.start, &mut disk[range])?;
+                take_over(blocks.as_ref(), &extent, disk)?;
             }
         }
     }
+    Ok(())
+}
+
+/// Everything that the disk at this place holds, whatever has changed.
+pub(crate) fn whole(snapshot: &dyn MachineSnapshot, disk: usize) -> Vec<u8> {
+    let blocks = snapshot.open(disk).unwrap();
+    let mut bytes = vec![0xee; blocks.size() as usize];
+    for extent in blocks.extents(0..blocks.size()).unwrap() {
+        take_over(blocks.as_ref(), &extent, &mut bytes).unwrap();
+    }
+    bytes
+}
+
+fn take_over(blocks: &dyn Blocks, extent: &Extent, disk: &mut [u8]) -> mainstay_core::Result<()> {
+    let part = &mut disk[extent.range.start as usize..extent.range.end as usize];
+    if extent.kind == ExtentKind::Data {
+        return blocks.read_at(extent.range.start, part);
+    }
+    part.fill(0);
     Ok(())
 }
 

@@ -4,5 +4,7 @@
 
 mod agent;
 mod daemon;
+mod folder;
+mod guests;
 mod qemu;
 mod trouble;

@@ -45,7 +45,7 @@ fn points_are_what_the_guest_had_written_whatever_happens_in_between() {
             capture(snapshot.as_ref(), &mut captured).unwrap();
             same(&captured, &expected, &told);
             if rng.chance(70) {
-                marks = Some(snapshot.marks());
+                marks = Some(snapshot.marks().unwrap());
                 snapshot.commit().unwrap();
                 stored = captured;
                 since = Since::Nothing;

@@ -40,7 +40,7 @@ fn point(
     assert!(told.iter().zip(wanted).all(|(told, wanted)| told.contains(wanted)), "{told:?} {wanted:?}");
     capture(snapshot.as_ref(), stored).unwrap();
     assert!(*stored == daemon.models(), "the point differs from what the guest had written");
-    let marks = snapshot.marks();
+    let marks = snapshot.marks().unwrap();
     snapshot.commit().unwrap();
     assert_eq!(daemon.remains(), [""; 0]);
     marks
@@ -95,7 +95,7 @@ fn what_others_keep_on_the_disks_stays_and_other_repositories_have_their_own() {
     daemon.run("block-dirty-bitmap-add", json!({ "node": "a", "name": "foreign", "persistent": true }));
     let other = Owner { repository: Id16([7; 16]), ..OWNER };
     let first = daemon.snapshot(&SnapshotRequest { owner: other, ..request(&mut rng, None) }).unwrap();
-    let other_marks = first.marks();
+    let other_marks = first.marks().unwrap();
     first.commit().unwrap();
     daemon.scribble(&mut rng, 10);
     point(&daemon, &mut rng, Some(&marks), &mut stored, &["incremental", "incremental"]);
@@ -154,7 +154,7 @@ fn everything_is_read_every_so_often() {
         told.push(modes(snapshot.as_ref()).remove(0).chars().next().unwrap());
         capture(snapshot.as_ref(), &mut stored).unwrap();
         assert!(stored == daemon.models());
-        marks = snapshot.marks();
+        marks = snapshot.marks().unwrap();
         snapshot.commit().unwrap();
     }
     assert_eq!(told.iter().collect::<String>(), "iisii");

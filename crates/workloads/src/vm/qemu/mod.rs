@@ -10,7 +10,6 @@ mod config;
 mod disks;
 mod snapshot;
 mod undo;
-mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +25,7 @@ use super::hypervisor::{
 use super::machine::Machine;
 use super::qmp::Qmp;
 use super::run_dir;
+use super::watch::RESERVE;
 
 pub(super) use undo::Remains;
 
@@ -34,9 +34,6 @@ const DRIVER: &str = "qemu";
 
 /// How all names begin that we give to bitmaps, nodes, jobs and exports.
 pub(super) const PREFIX: &str = "mainstay-";
-
-/// More than a guest writes until the next look at what is free, in bytes.
-const RESERVE: u64 = 512 << 20;
 
 /// A QEMU that runs.
 #[derive(Clone, Debug)]
@@ -141,17 +138,7 @@ impl Hypervisor for QemuHost {
     }
 
     fn sweep(&self) -> Result<Swept> {
-        let mut swept = Swept::default();
-        for directory in run_dir::abandoned(&self.scratch) {
-            match run_dir::clear(&directory) {
-                Ok(()) => swept.runs += 1,
-                Err(error) => {
-                    let what = format!("what an earlier run left in {} remains", directory.display());
-                    swept.left.push(format!("{what}: {}", error.chain().join(": ")));
-                }
-            }
-        }
-        Ok(swept)
+        Ok(run_dir::sweep(&self.scratch))
     }
 }
 

@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 
 use super::disks::{Disk, disks};
 use super::undo::{Remains, remove_bitmap};
-use super::watch::{Broken, Watch, Watched, check, explain};
 use super::{DRIVER, PREFIX, QemuHost, QemuMachine, config, identity, state};
 use crate::vm::agent::Agent;
 use crate::vm::guard::{Frozen, Guard, Thaw};
@@ -28,6 +27,7 @@ use crate::vm::machine::Machine;
 use crate::vm::mark::{BitmapState, DiskMark, Found, Marks};
 use crate::vm::qmp::Qmp;
 use crate::vm::run_dir::{self, Plan, RunDir};
+use crate::vm::watch::{Broken, Watch, Watched, check, explain};
 
 /// Bytes for which a bitmap has one bit: QEMU's own choice for most images.
 const GRANULARITY: u64 = 64 << 10;
@@ -57,7 +57,7 @@ pub(super) struct QemuSnapshot {
 }
 
 /// What a run has put into a QEMU. Dropped, it takes it out again.
-pub(super) struct Session {
+struct Session {
     qmp: Qmp,
     remains: Remains,
     owner: Owner,
@@ -129,10 +129,19 @@ pub(super) fn take(
     let disks = session.disks.iter().map(Tracked::shown).collect();
     let breaks = session.qmp.version >= BREAKS_SNAPSHOT;
     let (session, broken) = (Arc::new(Mutex::new(session)), Broken::default());
-    let watch =
-        if breaks { None } else { Some(Watch::start(&host.scratch, host.reserve, &session, &broken)?) };
+    let watch = if breaks { None } else { Some(watch(host, &session, &broken)?) };
     let scratch = host.scratch.clone();
     Ok(QemuSnapshot { watch, session, broken, scratch, id, machine, disks, reached, frozen, notes })
+}
+
+/// Gives the snapshot up when the scratch space runs out.
+fn watch(host: &QemuHost, session: &Arc<Mutex<Session>>, broken: &Broken) -> Result<Watch> {
+    let session = Arc::downgrade(session);
+    Watch::start(&host.scratch, host.reserve, broken, move || {
+        let Some(session) = session.upgrade() else { return };
+        // Should it fail, the end of the run tries again.
+        let _removed = session.lock().unwrap_or_else(PoisonError::into_inner).let_go();
+    })
 }
 
 /// A connection to an agent that can freeze, or why there is none.
@@ -200,6 +209,7 @@ impl Tracked {
             image: self.disk.node.file.clone(),
             inode: self.disk.node.inode(),
             increments: self.increments,
+            stamp: None,
         }
     }
 }
@@ -381,7 +391,7 @@ impl Session {
     }
 
     /// Gives up what can be read. The bitmaps stay.
-    pub(super) fn let_go(&mut self) -> Result<()> {
+    fn let_go(&mut self) -> Result<()> {
         if self.state != SessionState::Open {
             return Ok(());
         }
@@ -477,11 +487,11 @@ impl MachineSnapshot for QemuSnapshot {
         Ok(Box::new(Watched { disk, broken: Arc::clone(&self.broken), scratch: self.scratch.clone() }))
     }
 
-    fn marks(&self) -> Marks {
+    fn marks(&self) -> Result<Marks> {
         let mut marks = Marks::new(DRIVER, self.id.clone());
         let session = self.session();
         marks.disks = session.disks.iter().map(|disk| (disk.disk.name.clone(), disk.mark())).collect();
-        marks
+        Ok(marks)
     }
 
     fn commit(mut self: Box<Self>) -> Result<()> {

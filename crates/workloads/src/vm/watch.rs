@@ -1,15 +1,15 @@
-//! Looks after the scratch space of a run. QEMU before 10.1 answers the guest's write with an error when what it would
-//! overwrite cannot be copied away; so the snapshot is given up while there is still room.
+//! Looks after the scratch space of a run. QEMU before 10.1, and with it libvirt, answers the guest's write with an
+//! error when what it would overwrite cannot be copied away; so the snapshot is given up while there is still room.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use mainstay_core::{Blocks, Code, Error, Extent, Result, Run};
-use std::ops::Range;
-
-use super::snapshot::Session;
+/// More than a guest writes until the next look at what is free, in bytes.
+pub(super) const RESERVE: u64 = 512 << 20;
 
 /// How often the space is looked at.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -23,18 +23,20 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Calls `give_up` once less than `reserve` bytes are free in `scratch`.
     pub(super) fn start(
         scratch: &Path,
         reserve: u64,
-        session: &Arc<Mutex<Session>>,
         broken: &Broken,
+        give_up: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
-        let (scratch, session, broken) = (scratch.to_owned(), Arc::downgrade(session), Arc::clone(broken));
+        let (scratch, broken) = (scratch.to_owned(), Arc::clone(broken));
         let watch = move || {
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 if free(&scratch).is_some_and(|free| free < reserve) {
-                    return give_up(&session, &broken);
+                    let _first = broken.set(());
+                    return give_up();
                 }
             }
         };
@@ -55,14 +57,6 @@ pub(super) fn check(scratch: &Path, reserve: u64) -> Result<()> {
 fn full(scratch: &Path) -> Error {
     let what = format!("there is too little room in {} for what the guest overwrites", scratch.display());
     Error::new(Code::Full, what).hint("name another directory for scratch files, on a larger file system")
-}
-
-fn give_up(session: &Weak<Mutex<Session>>, broken: &Broken) {
-    let Some(session) = session.upgrade() else { return };
-    let _first = broken.set(());
-    let mut session = session.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Should it fail, the end of the run tries again.
-    let _removed = session.let_go();
 }
 
 /// Bytes that are free, if the file system says so.

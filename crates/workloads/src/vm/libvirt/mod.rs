@@ -1,0 +1,238 @@
+//! Machines that libvirt manages, by the program `virsh`. QEMU's monitor belongs to libvirt here and is not spoken to.
+//!
+//! A machine that runs is captured by libvirt's own backup job and checkpoints ([`snapshot`]); one that is shut down is
+//! read in place, since libvirt refuses both for it ([`super::offline`]).
+
+mod snapshot;
+mod virsh;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mainstay_core::{Clock, Code, Error, Result};
+
+use super::domain_xml::{made_here, mark_as_made, parse, parse_live, write};
+use super::guard::GuardProgram;
+use super::hypervisor::{
+    BitmapSeen, Caps, DiskPlace, DiskSummary, Hypervisor, MachineId, MachineSnapshot, MachineState,
+    MachineSummary, SnapshotRequest, SnapshotSeen, Swept,
+};
+use super::machine::Machine;
+use super::offline::{self, Offline};
+use super::qemu::PREFIX;
+use super::run_dir::{self, tag};
+use super::watch::RESERVE;
+use virsh::{ANSWER, Virsh};
+
+pub(super) use snapshot::Remains;
+
+/// The name of this driver in marks.
+pub(super) const DRIVER: &str = "libvirt";
+
+/// Stands between the answers to a line of questions.
+const MARKER: &str = "===mainstay===";
+
+/// One libvirt.
+pub struct LibvirtHost {
+    virsh: Virsh,
+    /// On fast local storage, where the emulator's user may go: what guests overwrite during a run is kept here.
+    scratch: PathBuf,
+    /// What must stay free there, in bytes.
+    reserve: u64,
+    guard: Option<GuardProgram>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LibvirtHost {
+    /// `uri` is libvirt's: `qemu:///system`.
+    pub fn new(uri: impl Into<String>, scratch: PathBuf, clock: Arc<dyn Clock>) -> Self {
+        Self { virsh: Virsh { uri: uri.into() }, scratch, reserve: RESERVE, guard: None, clock }
+    }
+
+    /// Has runs watched over by a process of its own.
+    #[must_use]
+    pub fn guarded_by(mut self, guard: GuardProgram) -> Self {
+        self.guard = Some(guard);
+        self
+    }
+
+    /// A run is given up before less than so many bytes are free for scratch files.
+    #[must_use]
+    pub fn scratch_reserve(mut self, bytes: u64) -> Self {
+        self.reserve = bytes;
+        self
+    }
+
+    fn summary(&self, uuid: &str) -> Result<MachineSummary> {
+        let line = format!(
+            "domstate {uuid}; echo {MARKER}; dumpxml {uuid}; echo {MARKER}; \
+             snapshot-list {uuid} --name; echo {MARKER}; checkpoint-list {uuid} --name"
+        );
+        let outcome = self.virsh.run_line(ANSWER, &line)?;
+        let text = String::from_utf8_lossy(&outcome.output).into_owned();
+        let mut answers = text.split(MARKER).map(str::trim);
+        let mut answer = || answers.next().unwrap_or_default();
+        let (state, xml) = (answer(), answer());
+        if xml.is_empty() {
+            return Err(virsh::refused("dumpxml", &outcome));
+        }
+        let (machine, live) = (parse(xml)?, parse_live(xml)?);
+        let snapshots = names(answer());
+        // Some drivers of libvirt know no checkpoints and end the line there.
+        let checkpoints = names(answer());
+        let bitmaps = || checkpoints.iter().map(|name| checkpoint(name)).collect();
+        let disks = machine.disks.iter().filter(|disk| !disk.read_only).map(|disk| DiskSummary {
+            name: disk.name.clone(),
+            path: disk.source.clone().into(),
+            format: disk.format.clone(),
+            size: None,
+            backing: live.backing_of(&disk.name),
+            bitmaps: if disk.format == "qcow2" { bitmaps() } else { Vec::new() },
+        });
+        let snapshots = snapshots.iter().map(|name| self.seen(uuid, name, false));
+        let checkpoints = checkpoints.iter().map(|name| self.seen(uuid, name, true));
+        Ok(MachineSummary {
+            id: MachineId(uuid.to_owned()),
+            name: machine.name.clone(),
+            state: self::state(state),
+            disks: disks.collect(),
+            snapshots: snapshots.chain(checkpoints).collect(),
+        })
+    }
+
+    fn seen(&self, uuid: &str, name: &str, checkpoint: bool) -> SnapshotSeen {
+        let command = if checkpoint { "checkpoint-dumpxml" } else { "snapshot-dumpxml" };
+        let text = self.virsh.run(&[command, uuid, name]).unwrap_or_default();
+        let taken = text.split_once("<creationTime>").and_then(|(_, rest)| rest.split('<').next());
+        SnapshotSeen { name: name.to_owned(), taken: taken.and_then(|time| time.parse().ok()), checkpoint }
+    }
+
+    /// The UUID of a machine that is named by its UUID or its name.
+    fn find(&self, machine: &MachineId) -> Result<String> {
+        let info = self.virsh.run(&["dominfo", "--", &machine.0])?;
+        let uuid = info.lines().find_map(|line| line.strip_prefix("UUID:"));
+        let uuid = uuid.ok_or_else(|| Error::new(Code::Unsupported, "libvirt's machines have no UUID"))?;
+        Ok(uuid.trim().to_owned())
+    }
+
+    fn state(&self, uuid: &str) -> Result<MachineState> {
+        Ok(state(self.virsh.run(&["domstate", uuid])?.trim()))
+    }
+
+    fn described(&self, uuid: &str) -> Result<Machine> {
+        let security = ["dumpxml", uuid, "--inactive", "--security-info"];
+        let text = match self.virsh.run(&security) {
+            Ok(text) => text,
+            // A transient machine has no other document; whoever only reads gets no secrets.
+            Err(_) => self.virsh.run(&["dumpxml", uuid])?,
+        };
+        let mut machine = parse(&text)?;
+        for disk in &mut machine.disks {
+            let info = self.virsh.run(&["domblkinfo", uuid, &disk.name]).unwrap_or_default();
+            let size = info.lines().find_map(|line| line.strip_prefix("Capacity:"));
+            disk.size = size.and_then(|size| size.trim().parse().ok());
+        }
+        Ok(machine)
+    }
+}
+
+impl Hypervisor for LibvirtHost {
+    fn name(&self) -> String {
+        format!("libvirt {}", self.virsh.uri)
+    }
+
+    fn caps(&self) -> Caps {
+        Caps { incremental: true, freeze: true, offline: true, define: true }
+    }
+
+    fn list(&self) -> Result<Vec<MachineSummary>> {
+        let all = self.virsh.run(&["list", "--all", "--uuid"])?;
+        all.split_whitespace().map(|uuid| self.summary(uuid)).collect()
+    }
+
+    fn config(&self, machine: &MachineId) -> Result<Machine> {
+        self.described(&self.find(machine)?)
+    }
+
+    fn snapshot(&self, machine: &MachineId, request: &SnapshotRequest) -> Result<Box<dyn MachineSnapshot>> {
+        let swept = self.sweep()?;
+        let uuid = self.find(machine)?;
+        let machine = self.described(&uuid)?;
+        match self.state(&uuid)? {
+            MachineState::Running | MachineState::Paused => {
+                let taken = snapshot::take(self, &uuid, machine, request)?;
+                Ok(Box::new(taken.with_notes(swept.left)))
+            }
+            _ => {
+                let scratch = Some(self.scratch.as_path());
+                let offline = Offline { driver: DRIVER, machine, scratch, notes: swept.left };
+                offline::take(offline, request, self.clock.as_ref())
+            }
+        }
+    }
+
+    fn define(&self, machine: &Machine, disks: &[DiskPlace], start: bool) -> Result<MachineId> {
+        let text = mark_as_made(&write(machine, disks)?)?;
+        let path = self.scratch.join(format!("mainstay-define-{:016x}.xml", tag()));
+        let written = write_secretly(&path, &text);
+        let defined = written.and_then(|()| self.virsh.run(&["define", "--", &path.to_string_lossy()]));
+        let _left = std::fs::remove_file(&path);
+        defined?;
+        if start {
+            self.start(&machine.id)?;
+        }
+        Ok(machine.id.clone())
+    }
+
+    fn start(&self, machine: &MachineId) -> Result<()> {
+        self.virsh.run(&["start", "--", &machine.0]).map(drop)
+    }
+
+    fn stop(&self, machine: &MachineId) -> Result<()> {
+        self.virsh.run(&["shutdown", "--", &machine.0]).map(drop)
+    }
+
+    fn destroy(&self, machine: &MachineId) -> Result<()> {
+        let uuid = self.find(machine)?;
+        if !made_here(&self.virsh.run(&["dumpxml", &uuid, "--inactive"])?) {
+            let what = format!("the machine {} was not made by Mainstay", machine.0);
+            return Err(Error::new(Code::Refused, what).hint("take it away with virsh if it is to go"));
+        }
+        if self.state(&uuid)? != MachineState::ShutOff {
+            self.virsh.run(&["destroy", &uuid])?;
+        }
+        let with_nvram = ["undefine", &uuid, "--nvram", "--checkpoints-metadata", "--managed-save"];
+        self.virsh.run(&with_nvram).map(drop)
+    }
+
+    fn sweep(&self) -> Result<Swept> {
+        Ok(run_dir::sweep(&self.scratch))
+    }
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+fn checkpoint(name: &str) -> BitmapSeen {
+    BitmapSeen { name: name.to_owned(), ours: name.starts_with(PREFIX), recording: true, inconsistent: false }
+}
+
+fn state(word: &str) -> MachineState {
+    match word {
+        "running" | "idle" | "no state" | "in shutdown" => MachineState::Running,
+        "paused" | "pmsuspended" => MachineState::Paused,
+        "shut off" => MachineState::ShutOff,
+        "crashed" => MachineState::Crashed,
+        _ => MachineState::Unknown,
+    }
+}
+
+/// The document may hold passwords.
+fn write_secretly(path: &std::path::Path, text: &str) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let fail = |error| Error::io(format!("cannot write {}", path.display()), error);
+    let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    options.and_then(|mut file| file.write_all(text.as_bytes())).map_err(fail)
+}

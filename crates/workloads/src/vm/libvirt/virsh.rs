@@ -1,0 +1,92 @@
+//! The program `virsh`: libvirt without linking it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use mainstay_core::{Code, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::process::{Outcome, Program};
+use crate::vm::channel::clean;
+
+/// What a question may take.
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
+
+/// As much as is read of an answer, in bytes.
+const OUTPUT_MAX: usize = 16 << 20;
+
+/// How to reach one libvirt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Virsh {
+    pub(super) uri: String,
+}
+
+impl Virsh {
+    /// Runs one command, given as words.
+    ///
+    /// Errors: [`Code::Unsupported`] without the program, [`Code::Io`] with libvirt's own words.
+    pub(super) fn run(&self, words: &[&str]) -> Result<String> {
+        self.run_within(ANSWER, words)
+    }
+
+    pub(super) fn run_within(&self, limit: Duration, words: &[&str]) -> Result<String> {
+        let outcome = self.program(limit, words).run().map_err(with_hint)?;
+        if outcome.status == Some(0) {
+            return Ok(String::from_utf8_lossy(&outcome.output).into_owned());
+        }
+        Err(refused(words.first().copied().unwrap_or_default(), &outcome))
+    }
+
+    /// Runs a line of commands, one after the other over one connection, whatever becomes of each.
+    pub(super) fn run_line(&self, limit: Duration, line: &str) -> Result<Outcome> {
+        self.program(limit, &[line]).run().map_err(with_hint)
+    }
+
+    /// Like [`Virsh::run_line`]; virsh says more, and how long each command took.
+    pub(super) fn time_line(&self, limit: Duration, line: &str) -> Result<Outcome> {
+        self.plain(limit).arguments(["-t", line]).run().map_err(with_hint)
+    }
+
+    fn program(&self, limit: Duration, words: &[&str]) -> Program {
+        self.plain(limit).argument("-q").arguments(words.iter().copied())
+    }
+
+    fn plain(&self, limit: Duration) -> Program {
+        // Its words are read, so they must not depend on where the person lives.
+        let program = Program::new("virsh", limit).variable("LC_ALL", "C").keep_output(OUTPUT_MAX);
+        program.arguments(["-c", self.uri.as_str()])
+    }
+}
+
+/// What libvirt said when it refused.
+pub(super) fn refused(command: &str, outcome: &Outcome) -> Error {
+    let words = String::from_utf8_lossy(&outcome.errors);
+    let lines = words.lines().map(|line| line.trim_start_matches("error: ").trim());
+    let said: Vec<String> = lines.filter(|line| !line.is_empty()).map(clean).collect();
+    let said = if said.is_empty() { "no reason given".into() } else { said.join(": ") };
+    let code = if said.contains("Domain not found") || said.contains("failed to get domain") {
+        Code::NotFound
+    } else {
+        Code::Io
+    };
+    Error::new(code, format!("libvirt refused {command}: {said}"))
+}
+
+/// A path as a word in a line of commands.
+///
+/// Errors: [`Code::Usage`] for one that cannot be written so.
+pub(super) fn word(path: &Path) -> Result<String> {
+    let text = path.to_str().filter(|text| !text.contains('\'') && !text.contains('\n'));
+    let text = text.ok_or_else(|| {
+        Error::new(Code::Usage, format!("the path {} cannot be given to virsh", path.display()))
+            .hint("name a scratch directory without quotes in its path")
+    })?;
+    Ok(format!("'{text}'"))
+}
+
+fn with_hint(error: Error) -> Error {
+    match error.code() {
+        Code::Unsupported => error.hint("install libvirt's clients: the program virsh"),
+        _ => error,
+    }
+}

@@ -5,6 +5,6 @@
 mod agent;
 mod daemon;
 mod folder;
-mod guests;
+mod libvirt;
 mod qemu;
 mod trouble;

@@ -1,15 +1,14 @@
-//! The drivers against real guests that write all the time.
+//! The libvirt driver against a guest that writes all the time.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::{ChangeState, Code, Consistency, Id16};
-use mainstay_testkit::lab::{DomainPlan, Fsck, GuestPlan, Libvirt, check_rounds, fsck, tree};
+use mainstay_testkit::lab::{DomainPlan, FileSystem, Fsck, Libvirt, check_rounds};
 use mainstay_testkit::{Rng, ScriptedClock};
 use mainstay_workloads::vm::{
-    DiskPlace, Hypervisor, LibvirtHost, MachineId, MachineState, Marks, QemuHost, QemuMachine,
-    SnapshotRequest,
+    DiskPlace, Hypervisor, LibvirtHost, MachineId, MachineState, Marks, SnapshotRequest,
 };
 
 use crate::daemon::{capture, modes, request, whole};
@@ -65,9 +64,9 @@ fn check(disk: &[u8], state: Fsck) -> u64 {
     let directory = tempfile::tempdir().unwrap();
     let raw = directory.path().join("raw");
     std::fs::write(&raw, disk).unwrap();
-    fsck(&raw, state).unwrap();
-    tree(&raw, "/data", directory.path()).unwrap();
-    check_rounds(&directory.path().join("data")).unwrap()
+    let system = FileSystem::of(&raw).unwrap();
+    system.fsck(state).unwrap();
+    check_rounds(&system.tree("/data", directory.path()).unwrap()).unwrap()
 }
 
 fn scratch(at: &Path) -> std::path::PathBuf {
@@ -77,53 +76,9 @@ fn scratch(at: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_machine_of_plain_qemu_is_captured_while_it_writes() {
-    let mut guest = GuestPlan::new().unwrap().blank(16).unwrap().start().unwrap();
-    let inside = guest.inside().clone();
-    inside.wait().unwrap();
-    inside.start_writer("/data").unwrap();
-    inside.wait_for_rounds("/data", 5).unwrap();
-    let machine = QemuMachine {
-        name: "guest".into(),
-        monitor: guest.monitor_socket(),
-        agent: Some(guest.agent_socket()),
-        server: None,
-    };
-    let host = QemuHost::new(vec![machine], scratch(guest.directory()), clock());
-    let listed = host.list().unwrap().remove(0);
-    assert_eq!((listed.state, listed.disks.len()), (MachineState::Running, 2));
-    let config = host.config(&listed.id).unwrap();
-    assert_eq!((config.memory, config.cpus), (Some(384 << 20), Some(1)));
-    assert!(String::from_utf8(config.raw.unwrap().text).unwrap().contains("virtio-blk"));
-    let mut story =
-        Story { host: &host, machine: listed.id, rng: Rng::new(1), marks: None, stored: Vec::new() };
-    story.point(&["full", "full"], Consistency::FileSystem);
-    for _ in 0..3 {
-        inside.wait_for_rounds("/data", 3).unwrap();
-        story.point(&["incremental", "incremental"], Consistency::FileSystem);
-    }
-    // A run that is given up costs nothing.
-    let asked = story.asked();
-    drop(host.snapshot(&story.machine, &asked).unwrap());
-    inside.wait_for_rounds("/data", 3).unwrap();
-    let crash = SnapshotRequest { want: Consistency::Crash, ..story.asked() };
-    drop(host.snapshot(&story.machine, &crash).unwrap());
-    story.point(&["incremental", "incremental"], Consistency::FileSystem);
-    assert_eq!(guest.standstills().len(), 6, "the guest was frozen for each run that asked for it");
-    guest.kill();
-    guest.start_again().unwrap();
-    inside.wait().unwrap();
-    inside.start_writer("/data").unwrap();
-    inside.wait_for_rounds("/data", 3).unwrap();
-    story.point(&["scan", "scan"], Consistency::FileSystem);
-    inside.wait_for_rounds("/data", 3).unwrap();
-    story.point(&["incremental", "incremental"], Consistency::FileSystem);
-}
-
-#[test]
 fn a_machine_of_libvirt_is_captured_running_and_shut_down_and_comes_back() {
     let libvirt = Libvirt::start().unwrap();
-    let domain = libvirt.define(&DomainPlan { name: "web", blank: &[16], ..Default::default() }).unwrap();
+    let domain = libvirt.define(&DomainPlan { name: "web", data: &[16], ..Default::default() }).unwrap();
     let host = LibvirtHost::new(libvirt.uri(), scratch(libvirt.directory()), clock());
     let off = host.list().unwrap().remove(0);
     assert_eq!((off.name.as_str(), off.state), ("web", MachineState::ShutOff));

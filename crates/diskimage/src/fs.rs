@@ -54,6 +54,26 @@ pub enum Other {
 }
 
 impl Other {
+    pub const ALL: &'static [Self] = &[
+        Self::Empty,
+        Self::Swap,
+        Self::LvmPhysicalVolume,
+        Self::Luks,
+        Self::Zfs,
+        Self::RaidMember,
+        Self::ExFat,
+        Self::F2fs,
+        Self::Bcachefs,
+        Self::Reiserfs,
+        Self::Squashfs,
+        Self::Erofs,
+        Self::Iso9660,
+        Self::ReFs,
+        Self::BitLocker,
+        Self::Apfs,
+        Self::Unknown,
+    ];
+
     /// For people.
     pub const fn name(self) -> &'static str {
         match self {
@@ -90,6 +110,9 @@ pub enum FsKind {
 }
 
 impl FsKind {
+    pub const ALL: &'static [Self] =
+        &[Self::Ext2, Self::Ext3, Self::Ext4, Self::Xfs, Self::Btrfs, Self::Ntfs, Self::Fat];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ext2 => "ext2",
@@ -232,7 +255,7 @@ pub fn open(volume: Arc<dyn Blocks>) -> Result<Opened> {
 }
 
 /// Refuses a name that no directory may hold.
-fn check_name(name: &[u8]) -> Result<()> {
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
     if matches!(name, b"" | b"." | b"..") || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
         let shown = name.escape_ascii();
         return Err(Error::integrity(format!("a directory holds the impossible name \"{shown}\"")));

@@ -14,6 +14,7 @@ pub mod map;
 mod mapped;
 mod pages;
 pub mod partition;
+pub mod sandbox;
 mod unpack;
 pub mod volume;
 

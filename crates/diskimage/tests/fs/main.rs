@@ -10,5 +10,6 @@ mod hostile;
 mod lab;
 mod map;
 mod oracle;
+mod sandbox;
 mod trees;
 mod xfs;

@@ -3,10 +3,11 @@
 //! others are built upon are no machines.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mainstay_core::{Clock, Code, Error, Result};
+use mainstay_core::{Clock, Code, Error, Result, Time};
 use mainstay_diskimage::container::{self, Directories, Format};
 
 use super::channel::clean;
@@ -17,6 +18,7 @@ use super::hypervisor::{
 };
 use super::machine::{Machine, MachineDisk};
 use super::offline::{self, Offline};
+use super::sprawl::ImageSeen;
 
 /// The name of this driver in marks.
 const DRIVER: &str = "folder";
@@ -115,11 +117,39 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok(paths.into_iter().partition(|path| !path.is_dir()))
 }
 
+/// Every image file in a folder and in those in it, by its real path.
+pub(super) fn images_below(folder: &Path) -> Result<Vec<ImageSeen>> {
+    let (mut files, folders) = entries(folder)?;
+    for folder in folders {
+        // One that may not be listed has nothing to say.
+        files.extend(entries(&folder).map(|(files, _)| files).unwrap_or_default());
+    }
+    let seen = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).ok()?;
+        let opened = look(path, ending(path).as_deref());
+        Some(ImageSeen {
+            path: path.canonicalize().ok()?,
+            bytes: metadata.blocks().saturating_mul(512),
+            modified: Time::from_parts(metadata.mtime(), metadata.mtime_nsec()),
+            whole: opened.is_some(),
+            backing: opened.map(|image| image.backing).unwrap_or_default(),
+        })
+    };
+    Ok(files.iter().filter(|path| is_image(path)).filter_map(seen).collect())
+}
+
+fn ending(path: &Path) -> Option<String> {
+    path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase)
+}
+
+fn is_image(path: &Path) -> bool {
+    ending(path).is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+}
+
 /// The images among files that nothing else is built upon.
 fn images(files: &[PathBuf]) -> Vec<Image> {
-    let ending = |path: &&PathBuf| path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
-    let named = files.iter().filter(|path| ending(path).is_some_and(|it| ENDINGS.contains(&it.as_str())));
-    let opened: Vec<Image> = named.filter_map(|path| look(path, ending(&path).as_deref())).collect();
+    let named = files.iter().filter(|path| is_image(path));
+    let opened: Vec<Image> = named.filter_map(|path| look(path, ending(path).as_deref())).collect();
     let below: BTreeSet<_> = opened.iter().flat_map(|image| image.backing.clone()).collect();
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     opened.into_iter().filter(|image| !below.contains(&real(&image.path))).collect()

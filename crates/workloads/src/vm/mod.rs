@@ -15,6 +15,8 @@ mod qemu;
 mod qmp;
 mod run_dir;
 mod source;
+pub mod sprawl;
+pub mod spread;
 mod watch;
 
 /// The name of this kind of workload.

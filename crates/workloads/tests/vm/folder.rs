@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mainstay_core::{ChangeState, Code, Consistency};
 use mainstay_nbd::{Address, Client, WritableBlocks as _};
 use mainstay_testkit::{Rng, ScriptedClock};
+use mainstay_workloads::vm::sprawl::{Inventory, Rules, sprawl};
 use mainstay_workloads::vm::{Folder, Hypervisor as _, MachineId};
 
 use crate::daemon::{Daemon, capture, modes, request, run};
@@ -40,6 +41,16 @@ fn images_in_a_folder_are_machines_and_what_they_are_built_upon_is_none() {
     assert_eq!(listed[0].disks[0].backing, [directory.path().join("base.qcow2").canonicalize().unwrap()]);
     let web = folder.config(&MachineId("web".into())).unwrap();
     assert_eq!((web.name.as_str(), web.cpus, web.disks.len()), ("the web", Some(3), 2));
+    std::fs::remove_file(at("base.qcow2")).unwrap();
+    let mut inventory = Inventory::default();
+    inventory.add_host(&folder).unwrap();
+    inventory.add_folder(directory.path()).unwrap();
+    let rules = Rules { protect: vec![], ignore: vec![], stale_after: std::time::Duration::ZERO };
+    let now = mainstay_core::Time::from_seconds(4_000_000_000);
+    let told: Vec<String> = sprawl(&inventory, &rules, now).iter().map(|row| format!("{row:?}")).collect();
+    let of = |name: &str, finding: &str| told.iter().any(|row| row.contains(name) && row.contains(finding));
+    assert!(of("\"web\"", "Unprotected") && of("mail.qcow2", "BrokenChain"), "{told:?}");
+    assert!(!of("system.raw", "Orphaned") && of("broken.qcow2", "Orphaned"), "{told:?}");
     assert_eq!(folder.config(&MachineId("base.qcow2".into())).unwrap_err().code(), Code::NotFound);
 }
 

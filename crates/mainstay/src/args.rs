@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod vm;
 
-pub(crate) use vm::{Left, Level, Vm, VmBackup, VmList, VmRestore};
+pub(crate) use vm::{Accel, Left, Level, Shape, Vm, VmBackup, VmList, VmProve, VmRestore, VmRun};
 
 const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, WORKLOAD@TIME, WORKLOAD@POINT or \
                           POINT, each with ~2 for the second before it";

@@ -4,6 +4,7 @@ mod along;
 mod backup;
 mod disks;
 mod fstab;
+mod instant;
 mod lean;
 mod mixed;
 mod restore;
@@ -13,6 +14,7 @@ mod view;
 
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
 pub use disks::{RawTarget, write_disk};
+pub use instant::{Instant, Proof, ProofRequest, RunRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};

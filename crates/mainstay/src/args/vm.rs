@@ -18,6 +18,10 @@ pub(crate) enum Vm {
     Backup(VmBackup),
     /// Write the disks of a machine to image files or a bare disk
     Restore(VmRestore),
+    /// Run a machine straight from its point, and bring it home while it runs
+    Run(VmRun),
+    /// Start a machine from its point, apart from everything, and record that it came up
+    Prove(VmProve),
     /// Stand by a backup and thaw its guest if it dies (started by `vm backup` itself)
     #[command(hide = true)]
     Guard,
@@ -133,4 +137,81 @@ pub(crate) struct VmRestore {
     /// Do not ask before a device is written over
     #[arg(long, short)]
     pub yes: bool,
+}
+
+/// What runs the guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// The processor's own virtualisation if it works, which is tried
+    Auto,
+    Kvm,
+    /// Software
+    Tcg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Shape {
+    /// Memory in MiB [default: the machine's own]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Virtual processors [default: the machine's own]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// What the disks are plugged into: virtio, scsi, sata, nvme [default: the machine's own]
+    #[arg(long, value_name = "BUS")]
+    pub bus: Option<String>,
+    #[arg(long, value_enum, default_value = "auto")]
+    pub accel: Accel,
+    /// An option for QEMU, as it is (can be repeated)
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    pub qemu: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay vm run web@latest --dir /srv/web              runs until it is shut down, or Ctrl-C
+  mainstay vm run web@latest --dir /srv/web --home       and copy it home while it runs
+  mainstay vm run web@latest --dir /srv/web --memory 4096 --cpus 2 --network
+
+Its disks are read from the repository as it needs them; what it writes goes into DIR/DISK.qcow2. The same command in
+the same directory goes on where it was left. After --home those files are the whole disks and need nothing else.")]
+pub(crate) struct VmRun {
+    #[arg(help = POINT_HELP)]
+    pub point: String,
+    /// For what the machine writes, its console and its sockets
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub shape: Shape,
+    /// Give it a network that leads out through this machine
+    #[arg(long)]
+    pub network: bool,
+    /// Copy everything home while it runs
+    #[arg(long)]
+    pub home: bool,
+    /// How long to wait for the guest's agent
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    pub wait: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay vm prove web@latest
+  mainstay vm prove web@latest --check 'systemctl is-active nginx' --screenshot web.png
+
+The machine has no network, and nothing of the run is kept. `mainstay status` shows when a workload was last proven.")]
+pub(crate) struct VmProve {
+    #[arg(help = POINT_HELP)]
+    pub point: String,
+    #[command(flatten)]
+    pub shape: Shape,
+    /// A line for the guest's shell that must end with status 0 (can be repeated)
+    #[arg(long, value_name = "LINE")]
+    pub check: Vec<String>,
+    /// Keep what the screen shows in this new PNG file
+    #[arg(long, value_name = "FILE")]
+    pub screenshot: Option<PathBuf>,
+    /// How long to wait for the guest's agent, and for each check
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    pub wait: String,
 }

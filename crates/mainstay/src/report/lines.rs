@@ -66,6 +66,12 @@ pub enum Line {
     MachineCaptured(machines::MachineCaptured),
     /// What became of a machine's disks.
     MachineRestored(machines::MachineRestored),
+    /// A machine runs from its point.
+    MachineRunning(machines::MachineRunning),
+    /// A machine that runs from its point was copied home.
+    MachineHome(machines::MachineHome),
+    /// A point was proven.
+    Proven(machines::Proven),
     /// What opens the repository.
     Key(Key),
     /// Whoever may write.

@@ -66,3 +66,39 @@ pub struct Written {
     pub path: String,
     pub bytes: u64,
 }
+
+/// A machine runs from its point.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MachineRunning {
+    pub point: String,
+    pub workload: String,
+    /// From the start to the first answer of the guest's agent; null when it did not answer in time.
+    pub seconds: Option<f64>,
+    /// Read from the repository until then.
+    pub bytes_read: u64,
+    pub directory: String,
+    /// The process of the machine.
+    pub process: u32,
+}
+
+/// The disks of a running machine are where it runs, and need the repository no more.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MachineHome {
+    pub point: String,
+    pub directory: String,
+    pub seconds: f64,
+}
+
+/// A point was proven by starting what it holds.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Proven {
+    pub point: String,
+    pub workload: String,
+    /// Until the guest's agent answered.
+    pub boot_seconds: f64,
+    /// Until the last check had passed: the measured recovery time.
+    pub seconds: u64,
+    pub checks: u64,
+    /// Read from the repository for it.
+    pub bytes_read: u64,
+}

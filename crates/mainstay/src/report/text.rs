@@ -10,7 +10,7 @@ use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
     Totals, Verified, WouldBackUp,
 };
-use super::machines::{MachineCaptured, MachineRestored};
+use super::machines::{MachineCaptured, MachineRestored, MachineRunning, Proven};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -64,6 +64,11 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
         Line::MachineCaptured(captured) => machine_captured(captured),
         Line::MachineRestored(restored) => machine_restored(restored),
+        Line::MachineRunning(running) => machine_running(running),
+        Line::MachineHome(home) => {
+            format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
+        }
+        Line::Proven(proof) => proven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,
         Line::Item(_)
         | Line::Verdict(_)
@@ -132,6 +137,32 @@ fn machine_captured(captured: &MachineCaptured) -> String {
         text.push_str(&format!("  {} · {} · {}{why}\n", clean(&disk.name), bytes(disk.bytes), disk.mode));
     }
     text
+}
+
+fn machine_running(running: &MachineRunning) -> String {
+    let (workload, directory) = (clean(&running.workload), clean(&running.directory));
+    let read = bytes(running.bytes_read);
+    match running.seconds {
+        Some(taken) => {
+            format!(
+                "{workload} is up after {}, {read} read from the repository · {directory}\n",
+                seconds(taken)
+            )
+        }
+        None => format!("{workload} runs, but its agent does not answer · {read} read · {directory}\n"),
+    }
+}
+
+fn proven(proof: &Proven) -> String {
+    format!(
+        "point {} of {} is proven: up after {}, {} passed after {} s, {} read from the repository\n",
+        short(&proof.point),
+        clean(&proof.workload),
+        seconds(proof.boot_seconds),
+        counted(proof.checks, "check", "checks"),
+        proof.seconds,
+        bytes(proof.bytes_read)
+    )
 }
 
 fn machine_restored(restored: &MachineRestored) -> String {

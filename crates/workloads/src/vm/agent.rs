@@ -86,6 +86,27 @@ impl Agent {
         self.channel.send(&text, &Limit::new(ANSWER)?)
     }
 
+    /// Runs a line in the guest's shell to its end; its exit status.
+    ///
+    /// Errors: [`Code::Io`] when it does not end in time, or is ended by a signal.
+    pub(super) fn shell(&mut self, line: &str, limit: Duration) -> Result<i64> {
+        const LOOK: Duration = Duration::from_millis(200);
+        let started = self.run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", line] }), ANSWER)?;
+        let pid = started["pid"].clone();
+        for _ in 0..=limit.as_millis() / LOOK.as_millis() {
+            let status = self.run("guest-exec-status", json!({ "pid": pid }), ANSWER)?;
+            if status["exited"].as_bool() == Some(true) {
+                let ended = status["exitcode"].as_i64();
+                return ended.ok_or_else(|| Error::new(Code::Io, "the command in the guest was killed"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Err(Error::new(
+            Code::Io,
+            format!("the command in the guest did not end within {} s", limit.as_secs()),
+        ))
+    }
+
     /// Tells the disks which blocks the file systems no longer use.
     pub(super) fn trim(&mut self, length: Duration) -> Result<()> {
         self.run("guest-fstrim", json!({}), length).map(drop)

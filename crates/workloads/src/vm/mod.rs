@@ -31,5 +31,5 @@ pub use hypervisor::{
 pub use libvirt::LibvirtHost;
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
 pub use mark::{DiskMark, Marks};
-pub use qemu::{QemuHost, QemuMachine};
+pub use qemu::{Accelerator, Emulator, EmulatorPlan, QemuHost, QemuMachine, overlay};
 pub use source::{DISKS, MACHINE, VmSource, disk_path};

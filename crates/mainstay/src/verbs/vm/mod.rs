@@ -4,6 +4,7 @@ mod backup;
 mod hosts;
 mod list;
 mod restore;
+mod run;
 
 use super::Done;
 use crate::args::Vm;
@@ -14,6 +15,8 @@ pub(super) fn run(verb: Vm, session: &mut Session) -> Done {
         Vm::List(arguments) => list::run(&arguments, session),
         Vm::Backup(arguments) => backup::run(&arguments, session),
         Vm::Restore(arguments) => restore::run(&arguments, session),
+        Vm::Run(arguments) => run::run(&arguments, session),
+        Vm::Prove(arguments) => run::prove(&arguments, session),
         Vm::Guard => mainstay_workloads::vm::attend_at_standard_streams().map(|()| None),
     }
 }

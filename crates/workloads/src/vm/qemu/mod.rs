@@ -8,6 +8,7 @@
 
 mod config;
 mod disks;
+mod emulator;
 mod snapshot;
 mod undo;
 
@@ -27,6 +28,7 @@ use super::qmp::Qmp;
 use super::run_dir;
 use super::watch::RESERVE;
 
+pub use emulator::{Accelerator, Emulator, EmulatorPlan, overlay};
 pub(super) use undo::Remains;
 
 /// The name of this driver in marks.

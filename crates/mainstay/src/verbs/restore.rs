@@ -121,15 +121,10 @@ fn finish(
         session.report.say("Nothing was changed. Run it again without --dry-run to do this.");
         return preview_of_skips(session, plan);
     }
-<<<<<<< HEAD
-    if plan.is_empty() {
+    if plan.is_empty() && plan.lost.is_empty() {
         session.report.say(
             "Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.",
         );
-=======
-    if plan.is_empty() && plan.lost.is_empty() {
-        session.report.say("Everything is as it is in the point, by kind, size, time, owner and mode; content was not compared.");
->>>>>>> cc3b854 (Damage of a tree costs what it holds, and no page is made that a reader refuses)
     }
     if plan.touches_existing() {
         ask(session, plan, act.yes, undo)?;

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use mainstay_core::{Code, Error, Result};
-use mainstay_workloads::vm::{GuardProgram, Hypervisor, MachineSummary, QemuHost, QemuMachine};
+use mainstay_workloads::vm::{
+    Folder, GuardProgram, Hypervisor, LibvirtHost, MachineSummary, QemuHost, QemuMachine,
+};
 
 use crate::session::Session;
 
@@ -14,6 +16,14 @@ pub(super) fn open(text: &str, scratch: &Path, session: &Session) -> Result<Box<
     if let Some(machine) = text.strip_prefix("qmp:") {
         let machine = plain(machine, &session.doors.directory)?;
         let host = QemuHost::new(vec![machine], scratch.to_owned(), session.doors.clock.clone());
+        return Ok(Box::new(host.guarded_by(guard()?)));
+    }
+    if let Some(directory) = text.strip_prefix("dir:").filter(|directory| !directory.is_empty()) {
+        let directory = session.doors.directory.join(directory);
+        return Ok(Box::new(Folder::new(directory, session.doors.clock.clone())));
+    }
+    if text.contains("://") {
+        let host = LibvirtHost::new(text, scratch.to_owned(), session.doors.clock.clone());
         return Ok(Box::new(host.guarded_by(guard()?)));
     }
     Err(unknown(text))

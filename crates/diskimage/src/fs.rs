@@ -11,6 +11,7 @@ mod bytes;
 mod ext4;
 mod fat;
 mod foreign;
+mod ntfs;
 mod pages;
 mod probe;
 mod stream;
@@ -245,10 +246,7 @@ pub fn open(volume: Arc<dyn Blocks>) -> Result<Opened> {
         probe::Found::Xfs => Arc::new(xfs::Xfs::open(pages)?),
         probe::Found::Btrfs => Arc::new(btrfs::Btrfs::open(pages)?),
         probe::Found::Fat => Arc::new(fat::Fat::open(pages)?),
-        probe::Found::Ntfs => {
-            let what = format!("{} cannot be read by this version", found.name());
-            return Err(Error::new(Code::Unsupported, what));
-        }
+        probe::Found::Ntfs => Arc::new(ntfs::Ntfs::open(pages)?),
         probe::Found::Other(other) => return Ok(Opened::Other(other)),
     };
     Ok(Opened::FileSystem(file_system))

@@ -15,19 +15,6 @@ pub(crate) enum Found {
     Other(Other),
 }
 
-impl Found {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Ext => "ext4",
-            Self::Xfs => "XFS",
-            Self::Btrfs => "btrfs",
-            Self::Ntfs => "NTFS",
-            Self::Fat => "FAT",
-            Self::Other(other) => other.name(),
-        }
-    }
-}
-
 /// Where a mark lies, what it is, and what it means. The first that fits decides, so containers, whose content may
 /// still show the marks of what was there before, come before file systems.
 const MARKS: &[(u64, &[u8], Found)] = &[

@@ -274,6 +274,29 @@ fn mutants_of_btrfs_are_answered_or_refused() {
     mutants(&planted(Image::make("mkfs.btrfs", &["-q", "-f"], 128)), 500, mend_btrfs);
 }
 
+/// Each 512 bytes of a record or a block of a directory end with the mark at its start.
+fn mend_ntfs(image: &mut Mutated, at: u64) {
+    let start = at / 1024 * 1024;
+    let record = image.bytes(start..start + 1024);
+    if record.starts_with(b"FILE") {
+        let marks = usize::from(u16::from_le_bytes([record[4], record[5]])).min(1000);
+        let mark = [record[marks], record[marks + 1]];
+        image.put(start + 510, &mark);
+        image.put(start + 1022, &mark);
+    }
+}
+
+#[test]
+fn mutants_of_ntfs_are_answered_or_refused() {
+    let image = crate::ntfs::make(48);
+    {
+        let mounted = crate::ntfs::mount(&image);
+        trees::write(&mounted.0, &trees::small()[..150]);
+        crate::ntfs::oddities(&mounted.0);
+    }
+    mutants(&image, 250, mend_ntfs);
+}
+
 #[test]
 fn mutants_of_fat_are_answered_or_refused() {
     for (width, size) in [("12", 1), ("16", 8), ("32", 40)] {

@@ -9,6 +9,7 @@ mod fat;
 mod hostile;
 mod lab;
 mod map;
+mod ntfs;
 mod oracle;
 mod sandbox;
 mod trees;

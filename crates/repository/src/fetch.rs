@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use mainstay_core::{Code, Error, Result};
+use mainstay_core::{Code, Error, Result, WriterId};
 
 use crate::cache::SharedCache;
 use crate::cut::{ChunkId, chunk_id};
@@ -14,7 +14,7 @@ use crate::format::pack::{Block, Footer, GroupHeader, PackId, Trailer, block_dig
 use crate::format::page::{PageRef, PageSource};
 use crate::format::segment::{self, Binding, Class, GroupId};
 use crate::log::record::PackEntry;
-use crate::log::state::Location;
+use crate::log::state::{Location, Owner};
 use crate::names;
 use crate::seal::{SealKey, Secret};
 use crate::shared::Shared;
@@ -36,10 +36,13 @@ pub(crate) struct Fetch {
     shared: Arc<Shared>,
     footers: SharedCache<PackId, Arc<Footer>>,
     directories: SharedCache<GroupId, Arc<Directory>>,
-    keys: SharedCache<GroupId, SealKey>,
+    /// By what each was wrapped in: of two groups under one id each has its own.
+    keys: SharedCache<[u8; 32], SealKey>,
     segments: SharedCache<(GroupId, u32), Opened>,
     /// Packs of this process that the log does not name yet.
     staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
+    /// Whom the headers of contested groups name.
+    owners: Mutex<HashMap<GroupId, WriterId>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -61,6 +64,7 @@ impl Fetch {
             keys: SharedCache::new(1 << 20),
             segments: SharedCache::new(SEGMENTS_BYTES),
             staged: Mutex::default(),
+            owners: Mutex::default(),
         }
     }
 
@@ -194,7 +198,9 @@ impl Fetch {
     }
 
     fn group_key(&self, header: &GroupHeader) -> Result<SealKey> {
-        self.keys.get_or(&header.id, || Ok((self.unwrap_key(header)?, 64)))
+        let mut wrapped = blake3::Hasher::new();
+        wrapped.update(&wrap_info(self.shared.family(), header)).update(&header.wrapped_key);
+        self.keys.get_or(wrapped.finalize().as_bytes(), || Ok((self.unwrap_key(header)?, 64)))
     }
 
     fn unwrap_key(&self, header: &GroupHeader) -> Result<SealKey> {
@@ -245,10 +251,33 @@ impl Fetch {
         let (index, header) =
             found.ok_or_else(|| Error::integrity(format!("group {group} is not where the log says")))?;
         match self.shared.state().group(group) {
-            Some((digest, _)) if footer.group_digest(index) != Some(digest) => {
+            Some(digest) if footer.group_digest(index) != Some(digest) => {
                 Err(Error::integrity(format!("another group stands under the id {group}")))
             }
             _ => Ok((index, header)),
+        }
+    }
+
+    /// Whose the group is. When several writers registered packs of it, its header is asked: the group's digest, which
+    /// was fixed when the group was first named, covers it. `None` when nobody knows.
+    pub(crate) fn owner(&self, group: &GroupId) -> Result<Option<WriterId>> {
+        let owner = self.shared.state().owner(group);
+        match owner {
+            Some(Owner::Writer(writer)) => return Ok(Some(writer)),
+            None => return Ok(None),
+            Some(Owner::Contested) => {}
+        }
+        if let Some(owner) = lock(&self.owners).get(group) {
+            return Ok(Some(*owner));
+        }
+        let header = |pack: &PackId| self.find_group(&*self.footer(pack)?, group).map(|(_, header)| header);
+        match self.try_places(group, &|_| true, &header) {
+            Ok(header) => {
+                lock(&self.owners).insert(*group, header.writer);
+                Ok(Some(header.writer))
+            }
+            Err(error) if error.code() == Code::Integrity => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

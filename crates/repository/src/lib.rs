@@ -7,10 +7,12 @@
 //! | [`PointReader`] | looks into a point, yields its items | `read/` |
 //! | the log | decides the order of everything | `log/` |
 //! | the layouts | bytes of every stored object | `format/` |
-//! | the collector, `verify` | free and check stored bytes | `collect.rs`, `verify.rs` |
+//! | the collector, `verify` | free and check stored bytes, set aside what is damaged | `collect/`, `verify.rs`, `mend.rs` |
 //!
 //! `docs/format.md` specifies the bytes, `docs/concurrency.md` who may run beside whom.
 
+#[cfg(test)]
+mod bench;
 mod cache;
 mod codec;
 mod collect;
@@ -25,6 +27,7 @@ mod index;
 pub mod keys;
 mod log;
 mod memory;
+mod mend;
 mod names;
 #[doc(hidden)]
 pub mod planted;

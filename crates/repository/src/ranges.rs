@@ -45,6 +45,27 @@ impl Ranges {
         other.0.iter().for_each(|range| self.insert(range.clone()));
     }
 
+    /// What is in both sets.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        let (mut both, mut left, mut right) = (Vec::new(), 0, 0);
+        while let (Some(one), Some(two)) = (self.0.get(left), other.0.get(right)) {
+            let common = one.start.max(two.start)..one.end.min(two.end);
+            if !common.is_empty() {
+                both.push(common);
+            }
+            if one.end < two.end { left += 1 } else { right += 1 }
+        }
+        Self(both)
+    }
+
+    /// What is in this set and not in `other`.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        let ends = std::iter::once(0).chain(other.0.iter().map(|range| range.end));
+        let starts = other.0.iter().map(|range| range.start).chain(std::iter::once(u32::MAX));
+        let gaps = ends.zip(starts).map(|(end, start)| end..start).filter(|gap| !gap.is_empty());
+        self.and(&Self(gaps.collect()))
+    }
+
     pub(crate) fn is_superset(&self, other: &Self) -> bool {
         other.0.iter().all(|range| {
             let at = self.0.partition_point(|known| known.end <= range.start);
@@ -104,6 +125,10 @@ mod tests {
             prop_assert_eq!(ranges.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(ranges.count(), model.len() as u64);
             prop_assert_eq!(ranges.is_superset(&others), model.is_superset(&other_model));
+            let common = model.intersection(&other_model).copied().collect::<Vec<_>>();
+            prop_assert_eq!(ranges.and(&others).iter().collect::<Vec<_>>(), common);
+            let rest = model.difference(&other_model).copied().collect::<Vec<_>>();
+            prop_assert_eq!(ranges.minus(&others).iter().collect::<Vec<_>>(), rest);
             for number in 0..70 {
                 prop_assert_eq!(ranges.contains(number), model.contains(&number));
             }

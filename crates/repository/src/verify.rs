@@ -16,6 +16,7 @@ use crate::format::run::Run;
 use crate::format::segment::{Class, GroupId};
 use crate::log::record::PackEntry;
 use crate::log::state::{PackStatus, PointState};
+use crate::mend::Damage;
 use crate::names;
 use crate::points::Loaded;
 use crate::ranges::Ranges;
@@ -46,6 +47,8 @@ pub struct VerifyReport {
     pub lost: BTreeMap<ItemPath, BTreeSet<PointId>>,
     /// Points in which nothing is wrong.
     pub sound: Vec<PointId>,
+    /// For [`Repository::set_aside`].
+    pub(crate) damage: Damage,
 }
 
 impl VerifyReport {
@@ -60,7 +63,7 @@ const LOST_MAX: usize = 100_000;
 const READ_BYTES: u64 = 4 << 20;
 
 /// Segments, by group.
-type Reached = BTreeMap<GroupId, Ranges>;
+pub(crate) type Reached = BTreeMap<GroupId, Ranges>;
 
 #[derive(Default)]
 struct Findings {
@@ -253,6 +256,7 @@ impl Repository {
                     return Err(error);
                 }
                 findings.error(&format!("pack {}", entry.id), &error);
+                findings.report.damage.packs.insert(entry.id);
                 for group in &entry.groups {
                     findings.bad.entry(group.id).or_default().extend(&group.segments);
                 }
@@ -323,6 +327,7 @@ impl Repository {
             }
             let Some(group) = footer.groups.get(block.group) else { continue };
             findings.problem(format!("pack {id} is damaged between bytes {start} and {end}"));
+            findings.report.damage.packs.insert(*id);
             let bad = findings.bad.entry(group.id).or_default();
             match block.kind {
                 BlockKind::Segment => bad.insert(block.ordinal..block.ordinal + 1),
@@ -381,6 +386,7 @@ impl Repository {
                     Ok(chunks) => findings.report.chunks += chunks,
                     Err(error) if error.code() == Code::Integrity => {
                         findings.error(&format!("segment {segment} of group {group}"), &error);
+                        reach(&mut findings.report.damage.segments, group, segment, segment);
                         findings.bad.entry(*group).or_default().insert(segment..segment + 1);
                     }
                     Err(error) => return Err(error),

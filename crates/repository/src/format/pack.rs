@@ -7,6 +7,7 @@ use mainstay_core::{DomainId, Error, Id16, Result, WriterId};
 
 use crate::codec::{Decoder, Encode as _};
 use crate::format::segment::{Class, GroupId};
+use crate::ranges::Ranges;
 
 /// Names a pack. Random, so that it can be used before its content is known, and says nothing about it.
 pub type PackId = Id16;
@@ -103,6 +104,17 @@ impl Footer {
         self.blocks.iter().find(|block| {
             block.group == group && block.kind == BlockKind::Segment && block.ordinal == ordinal
         })
+    }
+
+    /// The segments of a group that lie in this pack.
+    pub(crate) fn segments(&self, group: &GroupId) -> Ranges {
+        let mut segments = Ranges::default();
+        let index = self.group(group);
+        let blocks = self.blocks.iter().filter(|block| {
+            Some(block.group) == index && block.kind == BlockKind::Segment && block.ordinal < u32::MAX
+        });
+        blocks.for_each(|block| segments.insert(block.ordinal..block.ordinal + 1));
+        segments
     }
 
     pub(crate) fn directory(&self, group: usize) -> Option<&Block> {

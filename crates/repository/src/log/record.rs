@@ -5,7 +5,7 @@ use mainstay_core::{Code, DomainId, Error, Id16, PointId, Result, Time, WriterId
 use super::text::SealedText;
 use crate::codec::{Decoder, Encode as _};
 use crate::config::{Duty, Features};
-use crate::format::pack::{BlockKind, BuiltPack, GroupDigest, GroupHeader, PackId};
+use crate::format::pack::{BuiltPack, GroupDigest, GroupHeader, PackId};
 use crate::format::segment::{Class, GroupId};
 use crate::keys::{FamilyId, Powers};
 use crate::ranges::Ranges;
@@ -266,12 +266,8 @@ impl PackEntry {
     pub(crate) fn of(pack: &BuiltPack) -> Self {
         let footer = &pack.footer;
         let group = |(index, header): (usize, &GroupHeader)| {
-            let mut segments = Ranges::default();
-            let blocks = footer.blocks.iter().filter(|block| block.group == index);
-            blocks
-                .filter(|block| block.kind == BlockKind::Segment)
-                .for_each(|block| segments.insert(block.ordinal..block.ordinal + 1));
             let digest = footer.group_digest(index)?;
+            let segments = footer.segments(&header.id);
             Some(GroupEntry { id: header.id, class: header.class, digest, segments })
         };
         Self {

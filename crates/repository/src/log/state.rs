@@ -38,7 +38,17 @@ struct GroupState {
     digest: GroupDigest,
     /// Who named it first.
     writer: WriterId,
+    /// Another writer named it too, and not as a collector.
+    contested: bool,
     places: Vec<Location>,
+}
+
+/// Whose a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Writer(WriterId),
+    /// Several writers registered packs of it: its header says which of them it is; see [`crate::fetch::Fetch::owner`].
+    Contested,
 }
 
 #[derive(Clone, Debug)]
@@ -55,9 +65,8 @@ pub(crate) struct PointState {
 pub(crate) struct PackState {
     pub(crate) entry: PackEntry,
     pub(crate) status: PackStatus,
-    /// Named by whoever named its groups first, or by a collector. What others say of a group never makes its own
-    /// packs superfluous.
-    pub(crate) trusted: bool,
+    /// Who registered it; `None` for a collector.
+    pub(crate) by: Option<WriterId>,
     /// When the record that registered it claims to have been written.
     pub(crate) since: Time,
 }
@@ -75,7 +84,12 @@ pub(crate) enum PackStatus {
 pub(crate) struct Location {
     pub(crate) pack: PackId,
     pub(crate) segments: Ranges,
+    /// Who says so; `None` for a collector.
+    by: Option<WriterId>,
 }
+
+/// Whose the contested groups are that were asked about; `None` where nobody can tell.
+pub(crate) type Owners = HashMap<GroupId, Option<WriterId>>;
 
 impl State {
     /// Before the first record. `features` are those of the configuration.
@@ -163,15 +177,42 @@ impl State {
         self.groups.get(group).map(|group| group.places.as_slice()).unwrap_or_default()
     }
 
-    /// What the group is, and who said so.
-    pub(crate) fn group(&self, group: &GroupId) -> Option<(GroupDigest, WriterId)> {
-        self.groups.get(group).map(|group| (group.digest, group.writer))
+    /// What the group is.
+    pub(crate) fn group(&self, group: &GroupId) -> Option<GroupDigest> {
+        self.groups.get(group).map(|group| group.digest)
+    }
+
+    /// Whose the group is, as far as the log tells.
+    pub(crate) fn owner(&self, group: &GroupId) -> Option<Owner> {
+        let state = self.groups.get(group)?;
+        Some(if state.contested { Owner::Contested } else { Owner::Writer(state.writer) })
+    }
+
+    /// Whose the group is, when `owners` knows that of the contested ones.
+    pub(crate) fn owner_among(&self, group: &GroupId, owners: &Owners) -> Option<WriterId> {
+        match self.owner(group)? {
+            Owner::Writer(writer) => Some(writer),
+            Owner::Contested => owners.get(group).copied().flatten(),
+        }
+    }
+
+    pub(crate) fn contested(&self) -> impl Iterator<Item = &GroupId> {
+        self.groups.iter().filter(|(_, group)| group.contested).map(|(id, _)| id)
+    }
+
+    /// Places where the group lies by the word of its owner or of a collector. What anybody else says is a claim.
+    pub(crate) fn trusted_places(
+        &self,
+        group: &GroupId,
+        owner: Option<&WriterId>,
+    ) -> impl Iterator<Item = &Location> {
+        self.places(group).iter().filter(move |place| place.by.is_none() || place.by.as_ref() == owner)
     }
 
     /// The segments of the group that a new point may rely on.
-    pub(crate) fn live_segments(&self, group: &GroupId) -> Ranges {
+    pub(crate) fn live_segments(&self, group: &GroupId, owner: Option<&WriterId>) -> Ranges {
         let mut live = Ranges::default();
-        for place in self.places(group) {
+        for place in self.trusted_places(group, owner) {
             if self.status(&place.pack) == Some(PackStatus::Live) {
                 live.extend(&place.segments);
             }
@@ -213,7 +254,7 @@ impl State {
             Change::Genesis { writers } => writers.into_iter().for_each(|writer| self.set_writer(writer)),
             Change::Writer(writer) => self.set_writer(writer),
             Change::Commit { packs, runs, point } => {
-                packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, time, false));
+                packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, Some(writer), time));
                 self.runs.extend(runs);
                 if let Some(entry) = point {
                     let state =
@@ -235,7 +276,7 @@ impl State {
             }
             Change::Condemn { packs, moved } => {
                 packs.iter().for_each(|pack| self.condemn(pack, time));
-                moved.into_iter().for_each(|pack| self.add_pack(pack, &writer, time, true));
+                moved.into_iter().for_each(|pack| self.add_pack(pack, &writer, None, time));
             }
             Change::Delete { packs } => packs.iter().for_each(|pack| self.delete(pack)),
             Change::Features(features) => self.features.add(&features),
@@ -248,22 +289,23 @@ impl State {
         self.writers.insert(writer.key.writer_id(), writer);
     }
 
-    fn add_pack(&mut self, entry: PackEntry, writer: &WriterId, since: Time, collector: bool) {
+    /// `by` is `None` when a collector says so.
+    fn add_pack(&mut self, entry: PackEntry, writer: &WriterId, by: Option<WriterId>, since: Time) {
         // A name that is known stays what it is: condemned packs do not come back under their old name.
         if self.packs.contains_key(&entry.id) {
             return;
         }
-        let mut trusted = true;
         for group in &entry.groups {
-            let first = || GroupState { digest: group.digest, writer: *writer, places: Vec::new() };
+            let first =
+                || GroupState { digest: group.digest, writer: *writer, contested: false, places: Vec::new() };
             let known = self.groups.entry(group.id).or_insert_with(first);
-            trusted &= collector || known.writer == *writer;
             // Another group under a known id is nobody's.
             if known.digest == group.digest {
-                known.places.push(Location { pack: entry.id, segments: group.segments.clone() });
+                known.contested |= by.is_some() && known.writer != *writer;
+                known.places.push(Location { pack: entry.id, segments: group.segments.clone(), by });
             }
         }
-        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live, trusted, since });
+        self.packs.insert(entry.id, PackState { entry, status: PackStatus::Live, by, since });
     }
 
     /// A pack may be condemned before any commit named it: then no commit can any more.
@@ -275,7 +317,7 @@ impl State {
             retain_until: Time(0),
             groups: Vec::new(),
         };
-        let nameless = || PackState { entry: entry(), status: PackStatus::Live, trusted: false, since: time };
+        let nameless = || PackState { entry: entry(), status: PackStatus::Live, by: None, since: time };
         let pack = self.packs.entry(*id).or_insert_with(nameless);
         if pack.status == PackStatus::Live {
             pack.status = PackStatus::Condemned(time);

@@ -8,7 +8,7 @@ use mainstay_testkit::{MemoryStore, ScriptedClock};
 use super::record::{
     Change, Decoded, GroupEntry, LogId, PackEntry, PointEntry, Record, StoredNote, WriterEntry,
 };
-use super::state::State;
+use super::state::{Owner, State};
 use super::text::SealedText;
 use super::{Log, random_id};
 use crate::codec::Decoder;
@@ -239,10 +239,17 @@ fn nobody_says_anything_about_anothers_group() {
     let group = Id16([7; 16]);
     let places: Vec<_> = bench.state.locations(&group).iter().map(|place| place.pack.0[0]).collect();
     assert_eq!(places, [1, 2, 4, 5], "another group under the same id is nowhere");
-    let trusted = |id: u8| bench.state.pack(&Id16([id; 16])).unwrap().trusted;
-    assert_eq!([1, 2, 3, 4, 5].map(trusted), [true, false, false, true, true]);
-    let first: WriterId = writer.verifying_key().writer_id();
-    assert_eq!(bench.state.group(&group), Some((GroupDigest([1; 16]), first)));
+    let [first, second] = [&writer, &other].map(|key| key.verifying_key().writer_id());
+    let by = |id: u8| bench.state.pack(&Id16([id; 16])).unwrap().by;
+    assert_eq!([1, 2, 4, 5].map(by), [Some(first), Some(second), Some(first), None]);
+    // Whose it is, the first record does not decide.
+    assert_eq!(bench.state.owner(&group), Some(Owner::Contested));
+    let trusted = |owner: Option<WriterId>| -> Vec<u8> {
+        let places = bench.state.trusted_places(&group, owner.as_ref());
+        places.map(|place| place.pack.0[0]).collect()
+    };
+    assert_eq!([Some(first), Some(second), None].map(trusted), [vec![1, 4, 5], vec![2, 5], vec![5]]);
+    assert_eq!(bench.state.group(&group), Some(GroupDigest([1; 16])));
 }
 
 fn every_change() -> Vec<Change> {

@@ -6,8 +6,8 @@ use mainstay_core::{Captured, Code, Counts, Error, PointId, Result, Time};
 
 use super::ingest::{Ingest, References, StructureSink};
 use super::point::{Parent, WriteRequest};
+use super::rely::{self, Lacks};
 use crate::fetch::StructurePages;
-use crate::format::pack::BuiltPack;
 use crate::format::page::{MapBuilder, PageKind, PageRef, for_each_page};
 use crate::format::point::{Body, Header, seal_point};
 use crate::format::segment::GroupId;
@@ -15,12 +15,10 @@ use crate::index::{self, GroupTags};
 use crate::keys::Powers;
 use crate::log::random_id;
 use crate::log::record::{Change, PackEntry, PointEntry, RunEntry};
-use crate::log::state::{PackStatus, State};
+use crate::log::state::Owners;
 use crate::names;
 use crate::planted::{Planted, planted};
 use crate::points::{Loaded, Points, put_twice};
-use crate::ranges::Ranges;
-use crate::repack::{self, Wanted};
 use crate::shared::Shared;
 
 /// A collector that condemns what a writer relies on this often in a row is not one.
@@ -89,31 +87,69 @@ pub(crate) struct Draft<'a> {
     pub(crate) captured: &'a Captured,
 }
 
-/// Registers packs that are stored, once there are many.
+/// Registers packs that are stored, once it is time; and rescues what this run relies on while it is still there.
 pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
-    let shared = Arc::clone(ingest.fetch.shared());
-    if ingest.groups.unregistered().len() < shared.tuning.register_packs {
+    if !ingest.groups.should_register()? {
         return Ok(());
     }
-    let (packs, tags) = ingest.groups.take_unregistered();
+    let shared = Arc::clone(ingest.fetch.shared());
+    let (mut packs, tags) = ingest.groups.take_unregistered();
+    packs.iter().for_each(|pack| ingest.fetch.stage(pack));
     let runs = store_run(&shared, ingest, &tags)?;
     shared.store.flush()?;
-    let mut refused = Vec::new();
-    shared.append(Powers::WRITE, &mut |state| {
-        // What was condemned meanwhile stays condemned; the point's own commit rescues it.
-        refused = packs.iter().filter(|pack| state.status(&pack.id).is_some()).cloned().collect();
-        Ok(Change::Commit { packs: uncondemned(state, &packs), runs: runs.clone(), point: None })
-    })?;
-    packs.iter().for_each(|pack| ingest.fetch.stage(pack));
-    let registered: Vec<_> = packs.into_iter().filter(|pack| !refused.contains(pack)).collect();
-    ingest.groups.forget(&registered);
-    ingest.groups.refused.append(&mut refused);
+    // What still is on its way to a pack stands in nobody's log, and needs nothing.
+    let is_ours = |group: &GroupId| ingest.groups.directory(group).is_some();
+    let older = ingest.references.iter().filter(|(group, _)| !is_ours(group));
+    let mut needed: References = older.map(|(group, segments)| (*group, segments.clone())).collect();
+    rely::need(&mut needed, &packs);
+    append(ingest, &needed, &mut packs, &runs, None)?;
+    ingest.groups.forget(&packs);
     ingest.forget_usable();
     Ok(())
 }
 
-fn uncondemned(state: &State, packs: &[PackEntry]) -> Vec<PackEntry> {
-    packs.iter().filter(|pack| state.status(&pack.id).is_none()).cloned().collect()
+/// Appends the record that registers `packs` and makes the point. Whatever of `needed` was condemned meanwhile is
+/// copied into a pack of this record first.
+fn append(
+    ingest: &mut Ingest,
+    needed: &References,
+    packs: &mut Vec<PackEntry>,
+    runs: &[RunEntry],
+    point: Option<&PointEntry>,
+) -> Result<()> {
+    let fetch = Arc::clone(&ingest.fetch);
+    let mut owners = Owners::new();
+    let mut own: Vec<_> = ingest.rescued.iter().chain(packs.iter()).cloned().collect();
+    for _attempt in 0..RESCUES_MAX {
+        let mut lacks = Lacks::default();
+        let outcome = fetch.shared().append(Powers::WRITE, &mut |state| {
+            if point.is_some_and(|point| state.point(&point.id).is_some()) {
+                return Err(Error::new(Code::Conflict, "somebody took the name of this point")
+                    .hint("run the backup again; if that happens twice, somebody writes who should not"));
+            }
+            lacks = Lacks::of(state, needed, &own, &owners);
+            if lacks.is_empty() || planted(Planted::CommitUnchecked) {
+                let fresh = own.iter().filter(|pack| state.status(&pack.id).is_none());
+                let packs = fresh.cloned().collect();
+                return Ok(Change::Commit { packs, runs: runs.to_vec(), point: point.cloned() });
+            }
+            Err(lacks.refusal())
+        });
+        match outcome {
+            Ok(_) => return Ok(()),
+            Err(_) if planted(Planted::AcknowledgeUnwritten) && lacks.is_empty() => return Ok(()),
+            Err(_) if lacks.can_be_mended() => {
+                rely::ask_owners(&fetch, &lacks, &mut owners)?;
+                let rescued = rely::rescue(&fetch, &lacks, &own, &owners)?;
+                ingest.rescued.extend(rescued.iter().cloned());
+                packs.extend(rescued.iter().cloned());
+                own.extend(rescued);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::new(Code::Conflict, "the collector condemned packs faster than they could be copied")
+        .hint("run the backup again when garbage collection is done"))
 }
 
 fn store_run(shared: &Shared, ingest: &Ingest, tags: &[GroupTags]) -> Result<Vec<RunEntry>> {
@@ -144,7 +180,6 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     let references = store_references(ingest)?;
     ingest.groups.finish()?;
     let (mut packs, tags) = ingest.groups.take_unregistered();
-    packs.append(&mut ingest.groups.refused);
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
     let runs = store_run(&shared, ingest, &tags)?;
     counts.new_bytes = ingest.new_bytes;
@@ -157,29 +192,8 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     if !planted(Planted::CommitBeforeFlush) {
         shared.store.flush()?;
     }
-    for _attempt in 0..RESCUES_MAX {
-        let mut missing = References::new();
-        let outcome = shared.append(Powers::WRITE, &mut |state| {
-            if state.point(&entry.id).is_some() {
-                return Err(Error::new(Code::Conflict, "somebody took the name of this point")
-                    .hint("run the backup again; if that happens twice, somebody writes who should not"));
-            }
-            missing = unreliable(state, &needed, &packs);
-            if missing.is_empty() || planted(Planted::CommitUnchecked) {
-                let packs = uncondemned(state, &packs);
-                return Ok(Change::Commit { packs, runs: runs.clone(), point: Some(entry.clone()) });
-            }
-            Err(Error::new(Code::Conflict, "packs that the point relies on were condemned"))
-        });
-        match outcome {
-            Ok(_) => return Ok((entry.id, counts)),
-            Err(_) if !missing.is_empty() => rescue(ingest, &missing, &mut packs)?,
-            Err(_) if planted(Planted::AcknowledgeUnwritten) => return Ok((entry.id, counts)),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Error::new(Code::Conflict, "the collector condemned packs faster than they could be copied")
-        .hint("run the backup again when garbage collection is done"))
+    append(ingest, &needed, &mut packs, &runs, Some(&entry))?;
+    Ok((entry.id, counts))
 }
 
 /// Adds the segments of the reference pages themselves, old ones as well as new ones.
@@ -251,67 +265,4 @@ fn store_point(
     let (bytes, hash) = seal_point(shared.family(), content, signer, &header, &body)?;
     put_twice(shared.store.as_ref(), &names::point(&header.id), &bytes)?;
     Ok(PointEntry { id: header.id, hash, retain_until: Time(0) })
-}
-
-/// What the point needs and `state`, with the packs of this commit, does not promise to keep.
-fn unreliable(state: &State, needed: &References, packs: &[PackEntry]) -> References {
-    let mut promised = References::new();
-    // A pack of ours counts unless it was condemned, or somebody else gave its name to other bytes.
-    let ours = |pack: &&PackEntry| {
-        state.pack(&pack.id).is_none_or(|known| known.status == PackStatus::Live && known.entry == **pack)
-    };
-    for pack in packs.iter().filter(ours) {
-        for group in &pack.groups {
-            promised.entry(group.id).or_default().extend(&group.segments);
-        }
-    }
-    let mut missing = References::new();
-    for (group, segments) in needed {
-        let mut kept = state.live_segments(group);
-        if let Some(own) = promised.get(group) {
-            kept.extend(own);
-        }
-        if !kept.is_superset(segments) {
-            let lost = segments.iter().filter(|segment| !kept.contains(*segment));
-            let mut ranges = Ranges::default();
-            lost.for_each(|segment| ranges.insert(segment..segment + 1));
-            missing.insert(*group, ranges);
-        }
-    }
-    missing
-}
-
-/// Copies condemned segments into packs of this commit. Fails cleanly when they are already gone.
-fn rescue(ingest: &mut Ingest, missing: &References, packs: &mut Vec<PackEntry>) -> Result<()> {
-    let own = |group: &GroupId, segment: u32| {
-        // The last one: what was rescued before lies in the old pack and in the new one.
-        packs.iter().rfind(|pack| {
-            pack.groups.iter().any(|entry| entry.id == *group && entry.segments.contains(segment))
-        })
-    };
-    let mut wanted = Vec::new();
-    for (group, segments) in missing {
-        let first = segments.iter().next().unwrap_or_default();
-        let from = own(group, first).map(|pack| pack.id);
-        wanted.push(Wanted { group: *group, segments: segments.clone(), from });
-    }
-    let fetch = Arc::clone(&ingest.fetch);
-    let mut rescued = Vec::new();
-    let mut store = |pack: BuiltPack| {
-        super::pool::store_pack(fetch.shared().store.as_ref(), &pack)?;
-        rescued.push(PackEntry::of(&pack));
-        Ok(())
-    };
-    repack::copy(&fetch, &wanted, &mut store, &mut Err).map_err(|error| match error.code() {
-        Code::Integrity | Code::NotFound => {
-            Error::new(Code::Conflict, "what the point relies on was collected while it was written")
-                .hint("run the backup again; it stores what is missing")
-                .because(error)
-        }
-        _ => error,
-    })?;
-    fetch.shared().store.flush()?;
-    rescued.iter().for_each(|pack| fetch.stage(pack));
-    packs.extend(rescued);
-    Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mainstay_core::{Error, Result};
+use mainstay_core::{Error, Result, Time};
 
 use super::pool::{Job, SealPool, SealedSegment, Uploader};
 use crate::cut::ChunkId;
@@ -21,6 +22,10 @@ use crate::wrap;
 
 /// Pages are sought one by one, so their segments are smaller.
 const META_SEGMENT_BYTES: usize = 256 << 10;
+
+/// Stored packs are registered after this time, however few they are: a collector takes what no record names for
+/// garbage once its grace is over.
+const REGISTER_AFTER: Duration = Duration::from_secs(6 * 3600);
 
 /// Where something was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +62,9 @@ pub(crate) struct Groups {
     directories: HashMap<GroupId, Arc<Directory>>,
     /// Packs stored but not yet registered in the log, with what the index must know of them.
     stored: Vec<PackEntry>,
-    tags: Vec<GroupTags>,
-    /// Packs that were condemned before they could be registered: the point's commit rescues what it needs of them.
-    pub(crate) refused: Vec<PackEntry>,
+    tags: HashMap<GroupId, GroupTags>,
+    /// When the oldest of them was stored, or the last ones were taken.
+    since: Time,
     written_bytes: u64,
 }
 
@@ -68,15 +73,15 @@ impl Groups {
         Ok(Self {
             pool: SealPool::start(jobs, level)?,
             uploader: Uploader::start(Arc::clone(&shared.store), jobs)?,
-            shared,
             domain,
             filling: HashMap::new(),
             waiting: HashMap::new(),
             directories: HashMap::new(),
             stored: Vec::new(),
-            tags: Vec::new(),
-            refused: Vec::new(),
+            tags: HashMap::new(),
+            since: shared.clock.now(),
             written_bytes: 0,
+            shared,
         })
     }
 
@@ -220,7 +225,7 @@ impl Groups {
             let block = seal_directory(key, self.shared.family(), &header.domain, group, &filling.directory)?;
             filling.builder.push(0, BlockKind::Directory, 0, block);
             let tags = filling.directory.chunks().iter().map(|(id, _)| tag(&id.0)).collect();
-            self.tags.push(GroupTags { group: *group, class: header.class, tags });
+            self.tags.insert(*group, GroupTags { group: *group, class: header.class, tags });
         }
         self.upload(filling.builder.finish())
     }
@@ -230,7 +235,14 @@ impl Groups {
         let entry = PackEntry::of(&pack);
         self.written_bytes += pack.length;
         self.uploader.submit(pack, entry)?;
-        self.stored.extend(self.uploader.collect(false)?);
+        self.collect(false)
+    }
+
+    fn collect(&mut self, all: bool) -> Result<()> {
+        if self.stored.is_empty() {
+            self.since = self.shared.clock.now();
+        }
+        self.stored.extend(self.uploader.collect(all)?);
         Ok(())
     }
 
@@ -243,19 +255,24 @@ impl Groups {
         while let Some(sealed) = self.pool.collect()? {
             self.place(sealed)?;
         }
-        self.stored.extend(self.uploader.collect(true)?);
+        self.collect(true)?;
         if self.waiting.is_empty() { Ok(()) } else { Err(Error::bug("a group lost a segment")) }
     }
 
-    /// Packs that no record has registered yet.
-    pub(crate) fn unregistered(&self) -> &[PackEntry] {
-        &self.stored
+    /// Whether there are packs that should be registered by now.
+    pub(crate) fn should_register(&mut self) -> Result<bool> {
+        self.collect(false)?;
+        let waited = self.shared.clock.now().since(self.since) >= REGISTER_AFTER;
+        Ok(self.stored.len() >= self.shared.tuning.register_packs || waited && !self.stored.is_empty())
     }
 
-    /// Takes packs and tags for a commit. A pack whose store is still under way comes with a later one, and its
-    /// tags may come early: a tag without a pack is never trusted.
+    /// Takes stored packs, and what the index must know of them, for a commit. A pack whose store is still under way
+    /// comes with a later one.
     pub(crate) fn take_unregistered(&mut self) -> (Vec<PackEntry>, Vec<GroupTags>) {
-        (std::mem::take(&mut self.stored), std::mem::take(&mut self.tags))
+        let packs = std::mem::take(&mut self.stored);
+        let groups = packs.iter().flat_map(|pack| &pack.groups);
+        let tags = groups.filter_map(|group| self.tags.remove(&group.id)).collect();
+        (packs, tags)
     }
 
     /// Forgets the directories of packs that the log now names: they can be read back like any other.

@@ -1,5 +1,6 @@
 //! Puts chunks and pages into the repository unless it has them, and keeps count of what the point reaches.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::format::page::{PageRef, PageSink};
 use crate::format::segment::{Class, GroupId};
 use crate::index::{self, ChunkIndex};
 use crate::keys::DomainKeys;
+use crate::log::record::PackEntry;
 use crate::names;
 use crate::ranges::Ranges;
 use crate::tree_copy::TreeCopyWriter;
@@ -27,6 +29,8 @@ pub(crate) struct Ingest {
     pub(crate) references: References,
     /// A writer that cannot read keeps the pages of the tree it makes.
     pub(crate) copy: Option<TreeCopyWriter>,
+    /// Packs of this run that hold what was condemned under it.
+    pub(crate) rescued: Vec<PackEntry>,
     index: ChunkIndex,
     /// Numbers of the groups of this run in `index`.
     numbers: HashMap<GroupId, u32>,
@@ -50,6 +54,7 @@ impl Ingest {
             groups,
             references: References::new(),
             copy: None,
+            rescued: Vec::new(),
             index,
             numbers: HashMap::new(),
             usable: HashMap::new(),
@@ -116,7 +121,7 @@ impl Ingest {
         {
             let (group, directory, slot) = (*group, Arc::clone(directory), slot + 1);
             let segment = directory.ordinal_of(slot);
-            if self.is_usable(&group, segment) {
+            if self.is_usable(&group, segment)? {
                 self.last_hit = Some((group, directory, slot));
                 return Ok(Some(Spot { group, segment, slot }));
             }
@@ -129,7 +134,7 @@ impl Ingest {
                 }
                 continue;
             }
-            if self.usable(&group).is_empty() {
+            if self.usable(&group)?.is_empty() {
                 // Its packs were collected; the index run that names it outlived them.
                 continue;
             }
@@ -140,7 +145,8 @@ impl Ingest {
                 Err(error) => return Err(error),
             };
             let segment = directory.ordinal_of(slot);
-            if directory.chunk(slot).is_some_and(|(known, _)| known == id) && self.is_usable(&group, segment)
+            if directory.chunk(slot).is_some_and(|(known, _)| known == id)
+                && self.is_usable(&group, segment)?
             {
                 self.last_hit = Some((group, directory, slot));
                 return Ok(Some(Spot { group, segment, slot }));
@@ -150,13 +156,18 @@ impl Ingest {
     }
 
     /// Whether a new point may rely on a segment of an older group.
-    pub(crate) fn is_usable(&mut self, group: &GroupId, segment: u32) -> bool {
-        self.usable(group).contains(segment)
+    pub(crate) fn is_usable(&mut self, group: &GroupId, segment: u32) -> Result<bool> {
+        Ok(self.usable(group)?.contains(segment))
     }
 
-    fn usable(&mut self, group: &GroupId) -> &Ranges {
-        let shared = self.fetch.shared();
-        self.usable.entry(*group).or_insert_with(|| shared.state().live_segments(group))
+    fn usable(&mut self, group: &GroupId) -> Result<&Ranges> {
+        Ok(match self.usable.entry(*group) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let owner = self.fetch.owner(group)?;
+                new.insert(self.fetch.shared().state().live_segments(group, owner.as_ref()))
+            }
+        })
     }
 }
 
@@ -213,7 +224,7 @@ impl PageSink for StructureSink<'_> {
         let id = structure_page_id(&page);
         if let Some(known) = self.0.structure.get(&id).copied()
             && (self.0.groups.directory(&known.group).is_some()
-                || self.0.is_usable(&known.group, known.segment))
+                || self.0.is_usable(&known.group, known.segment)?)
         {
             self.0.reused.push(known);
             return Ok(known);

@@ -11,6 +11,7 @@ mod groups;
 mod ingest;
 mod point;
 mod pool;
+mod rely;
 
 pub(crate) use groups::Groups;
 pub use point::{Parent, PointWriter, WriteRequest};

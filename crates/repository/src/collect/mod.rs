@@ -5,17 +5,19 @@
 //! and cannot rely on what it condemned. The grace between condemning and deleting is a comfort for writers that
 //! want to rescue what they matched, and for readers; nothing is lost without it.
 
-use std::collections::{HashMap, HashSet};
+mod marks;
+mod sort;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Code, Error, Event, Phase, PointId, Progress, Result, Time};
+use mainstay_core::{Code, Error, Event, Phase, Progress, Result, Time};
 
 use crate::config::Duty;
-use crate::fetch::StructurePages;
 use crate::format::pack::{BuiltPack, PackId};
-use crate::format::page::{PageKind, for_each_page};
-use crate::format::segment::GroupId;
 use crate::keys::Powers;
 use crate::log::record::{Change, PackEntry};
 use crate::log::state::{PackState, PackStatus, State};
@@ -25,6 +27,8 @@ use crate::ranges::Ranges;
 use crate::repack::{self, Wanted};
 use crate::repository::Repository;
 use crate::write::store_pack;
+pub(crate) use marks::reference;
+use marks::{Live, Marks, View};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcOptions {
@@ -58,7 +62,10 @@ pub struct GcPlan {
     /// Packs of which nothing is reached.
     pub dead: Vec<PackId>,
     /// Packs of which little is reached, and what of each is copied away.
-    sparse: Vec<(PackId, Vec<(GroupId, Ranges)>)>,
+    sparse: Vec<(PackId, Live)>,
+    /// Condemned packs that hold alone what a live point reaches, and what of that can be read: it is copied out. What
+    /// cannot be read stays where it is, as long as a point reaches it.
+    rescued: Vec<(PackId, Live)>,
     /// Stored packs that no record names.
     pub orphans: Vec<PackId>,
     /// Condemned long enough: their bytes go.
@@ -71,6 +78,7 @@ pub struct GcPlan {
     /// Bytes that are copied, about.
     pub copies_bytes: u64,
     options: GcOptions,
+    marks: Arc<Marks>,
 }
 
 impl GcPlan {
@@ -79,8 +87,16 @@ impl GcPlan {
         self.sparse.len()
     }
 
+    /// Condemned packs from which something is copied that a point needs.
+    pub fn rescued(&self) -> usize {
+        self.rescued.len()
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.condemned().next().is_none() && self.delete.is_empty() && self.leftovers.is_empty()
+        self.rescued.is_empty()
+            && self.condemned().next().is_none()
+            && self.delete.is_empty()
+            && self.leftovers.is_empty()
     }
 
     fn condemned(&self) -> impl Iterator<Item = PackId> {
@@ -100,21 +116,13 @@ pub struct GcReport {
     pub copied_bytes: u64,
 }
 
-/// What live points reach.
-#[derive(Default)]
-struct Marks {
-    live: HashMap<GroupId, Ranges>,
-    pages: HashSet<[u8; 32]>,
-    points: HashSet<PointId>,
-}
-
 impl Repository {
     /// Finds out what could be freed. Needs the collector's power; reads no content.
     pub fn plan_gc(&self, options: &GcOptions, progress: &dyn Progress) -> Result<GcPlan> {
-        self.plan(options, &mut Marks::default(), progress)
+        self.plan(options, Arc::default(), progress)
     }
 
-    fn plan(&self, options: &GcOptions, marks: &mut Marks, progress: &dyn Progress) -> Result<GcPlan> {
+    fn plan(&self, options: &GcOptions, mut marks: Arc<Marks>, progress: &dyn Progress) -> Result<GcPlan> {
         self.shared.ring.structure_secret()?;
         progress.event(&Event::Phase(Phase::Collecting));
         // What lies in the store is listed before the log is read: a pack that is committed in between is known
@@ -126,28 +134,58 @@ impl Repository {
         if !options.despite_lost_records {
             refuse_gaps(&state)?;
         }
-        self.mark(&state, marks, progress)?;
+        self.mark(&state, &mut marks, progress)?;
+        let view = self.view(&state, &marks)?;
         let mut plan = GcPlan { head: state.next_sequence(), options: options.clone(), ..GcPlan::default() };
         let now = self.shared.clock.now();
-        sort_packs(&state, marks, now, &mut plan);
-        for (pack, size, modified) in stored {
-            match state.status(&pack) {
-                None if now.since(modified) >= options.grace => {
-                    plan.orphans.push(pack);
+        sort::sort_packs(&view, now, &mut plan);
+        for (id, size, modified) in stored {
+            let Some(pack) = state.pack(&id) else {
+                if now.since(modified) >= options.grace {
+                    plan.orphans.push(id);
                     plan.condemns_bytes += size;
                 }
-                Some(PackStatus::Deleted) => plan.leftovers.push(pack),
-                Some(PackStatus::Condemned(when)) if now.since(when) >= options.grace => {
-                    let retained = state.pack(&pack).is_some_and(|known| known.entry.retain_until > now);
-                    if !retained {
-                        plan.delete.push(pack);
+                continue;
+            };
+            match pack.status {
+                PackStatus::Live => {}
+                PackStatus::Deleted => plan.leftovers.push(id),
+                PackStatus::Condemned(when) => {
+                    let is_due = now.since(when) >= options.grace && pack.entry.retain_until <= now;
+                    if self.plan_rescue(&view, pack, &mut plan)? && is_due {
+                        plan.delete.push(id);
                         plan.frees_bytes += size;
                     }
                 }
-                _ => {}
             }
         }
+        plan.marks = marks;
         Ok(plan)
+    }
+
+    /// No live point reaches into a condemned pack, unless somebody made a mistake or the pack is damaged. Plans to copy
+    /// out what can be; whether the pack can go once that is done.
+    fn plan_rescue(&self, view: &View<'_>, pack: &PackState, plan: &mut GcPlan) -> Result<bool> {
+        let only_here = view.only_in(pack);
+        let (mut rescued, mut complete) = (Live::new(), true);
+        for group in &pack.entry.groups {
+            let Some((id, segments)) = only_here.iter().find(|(id, _)| *id == group.id) else { continue };
+            // Copied, a mere claim would be a collector's word.
+            let readable = if view.is_trusted(pack, group) {
+                repack::readable(&self.fetch, &pack.entry.id, id, segments)?
+            } else {
+                Ranges::default()
+            };
+            complete &= readable == *segments;
+            if !readable.is_empty() {
+                rescued.push((*id, readable));
+            }
+        }
+        if !rescued.is_empty() {
+            plan.copies_bytes += pack.entry.length;
+            plan.rescued.push((pack.entry.id, rescued));
+        }
+        Ok(complete)
     }
 
     fn stored_packs(&self) -> Result<Vec<(PackId, u64, Time)>> {
@@ -161,45 +199,11 @@ impl Repository {
         Ok(packs)
     }
 
-    /// Adds what points reach that were not marked before. A reference page shared by many is read once.
-    fn mark(&self, state: &State, marks: &mut Marks, progress: &dyn Progress) -> Result<()> {
-        let pages = StructurePages(Arc::clone(&self.fetch));
-        for point in state.live_points() {
-            let id = point.entry.id;
-            if !marks.points.insert(id) {
-                continue;
-            }
-            progress.check()?;
-            let Some(root) = self.points.load(&id)?.header.references else { continue };
-            let live = &mut marks.live;
-            let seen = &mut marks.pages;
-            for_each_page(&pages, PageKind::References, &root, &mut |page_ref, page| {
-                let segments = live.entry(page_ref.group).or_default();
-                segments.insert(page_ref.segment..page_ref.segment.saturating_add(1));
-                if !seen.insert(page_ref.id) {
-                    return Ok(false);
-                }
-                if page.level == 0 {
-                    for index in 0..page.len() {
-                        let (group, segments) = reference(page, index)?;
-                        live.entry(group).or_default().extend(&segments);
-                    }
-                }
-                Ok(true)
-            })
-            .map_err(|error| {
-                error.during(format!("cannot tell what point {id} reaches, so nothing is collected"))
-            })?;
-        }
-        Ok(())
-    }
-
     /// Carries a plan out. When somebody committed meanwhile, it is made again with what they reach.
     pub fn gc(&self, plan: &GcPlan, progress: &dyn Progress) -> Result<GcReport> {
         let mut report = GcReport::default();
-        let mut marks = Marks::default();
         let mut plan = plan.clone();
-        let mut moved = self.move_sparse(&mut plan, &mut report, progress)?;
+        let mut moved = self.copy_live(&mut plan, &mut report, progress)?;
         loop {
             let condemn: Vec<_> = plan.condemned().collect();
             if condemn.is_empty() && moved.is_empty() {
@@ -208,38 +212,38 @@ impl Repository {
             if planted(Planted::DeleteBeforeCondemning) {
                 condemn.iter().try_for_each(|pack| self.shared.store.delete(&names::pack(pack)))?;
             }
-            let mut stale = false;
-            let appended = self.shared.append(Powers::COLLECT, &mut |state| {
-                stale = state.next_sequence() != plan.head && !planted(Planted::CondemnAtAnyHead);
-                if stale {
-                    return Err(Error::new(Code::Conflict, "the log went on while garbage was looked for"));
-                }
-                Ok(Change::Condemn { packs: condemn.clone(), moved: moved.clone() })
-            });
-            match appended {
-                Ok(_) => {
-                    report.condemned = condemn.len() as u64;
-                    break;
-                }
-                Err(_) if stale => plan = self.replan(&plan, &mut moved, &mut marks, progress)?,
-                Err(error) => return Err(error),
+            if self.append_at(plan.head, Change::Condemn { packs: condemn.clone(), moved: moved.clone() })? {
+                report.condemned = condemn.len() as u64;
+                break;
             }
+            plan = self.replan(&plan, &mut moved, progress)?;
         }
         self.delete(&plan, &mut report, progress)?;
         self.shared.store.restore_reserve()?;
         Ok(report)
     }
 
+    /// Appends the change as record `head`; `false` when somebody else got that number.
+    fn append_at(&self, head: u64, change: Change) -> Result<bool> {
+        let mut stale = false;
+        let appended = self.shared.append(Powers::COLLECT, &mut |state| {
+            stale = state.next_sequence() != head && !planted(Planted::CondemnAtAnyHead);
+            if stale {
+                return Err(Error::new(Code::Conflict, "the log went on while garbage was looked for"));
+            }
+            Ok(change.clone())
+        });
+        match appended {
+            Ok(_) => Ok(true),
+            Err(_) if stale => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Plans again at the new head, but condemns nothing that the first plan did not, and no pack of which
     /// something live was not copied.
-    fn replan(
-        &self,
-        old: &GcPlan,
-        moved: &mut Vec<PackEntry>,
-        marks: &mut Marks,
-        progress: &dyn Progress,
-    ) -> Result<GcPlan> {
-        let mut plan = self.plan(&old.options, marks, progress)?;
+    fn replan(&self, old: &GcPlan, moved: &mut Vec<PackEntry>, progress: &dyn Progress) -> Result<GcPlan> {
+        let mut plan = self.plan(&old.options, Arc::clone(&old.marks), progress)?;
         // To another collector our copies are packs that no record names: what it condemned is of no use.
         if !planted(Planted::CondemnIntoCondemned) {
             moved.retain(|pack| self.shared.state().status(&pack.id).is_none());
@@ -251,9 +255,9 @@ impl Repository {
         Ok(plan)
     }
 
-    /// Copies what is live in sparse packs. Those that cannot be read whole stay as they are, and on a full medium
-    /// all the others: what is dead goes all the same, and makes room.
-    fn move_sparse(
+    /// Copies what is live in sparse packs, and what is needed of condemned ones. Sparse packs that cannot be read whole
+    /// stay as they are, and on a full medium all of them: what is dead goes all the same, and makes room.
+    fn copy_live(
         &self,
         plan: &mut GcPlan,
         report: &mut GcReport,
@@ -261,9 +265,9 @@ impl Repository {
     ) -> Result<Vec<PackEntry>> {
         let mut moved = Vec::new();
         let mut wanted = Vec::new();
-        for (pack, groups) in &plan.sparse {
+        for (pack, groups) in plan.rescued.iter().chain(&plan.sparse) {
             for (group, segments) in groups {
-                wanted.push(Wanted { group: *group, segments: segments.clone(), from: Some(*pack) });
+                wanted.push(Wanted { group: *group, segments: segments.clone(), from: *pack });
             }
         }
         let mut emit = |pack: BuiltPack| {
@@ -292,12 +296,21 @@ impl Repository {
         if planted(Planted::DeleteWithoutRecord) {
             return plan.delete.iter().try_for_each(|pack| store.delete(&names::pack(pack)));
         }
-        if !plan.delete.is_empty() {
-            self.shared.append(Powers::COLLECT, &mut |state| {
-                let packs = plan.delete.iter().copied();
-                let condemned = |pack: &PackId| matches!(state.status(pack), Some(PackStatus::Condemned(_)));
-                Ok(Change::Delete { packs: packs.filter(condemned).collect() })
-            })?;
+        let mut marks = Arc::clone(&plan.marks);
+        loop {
+            self.shared.refresh()?;
+            let state = self.shared.state().clone();
+            // By now another point may be there, and what was to be rescued may not be.
+            self.mark(&state, &mut marks, progress)?;
+            let view = self.view(&state, &marks)?;
+            let may_go = |pack: &&PackState| {
+                matches!(pack.status, PackStatus::Condemned(_)) && view.only_in(pack).is_empty()
+            };
+            let packs = plan.delete.iter().filter_map(|pack| state.pack(pack)).filter(may_go);
+            let packs: Vec<_> = packs.map(|pack| pack.entry.id).collect();
+            if packs.is_empty() || self.append_at(state.next_sequence(), Change::Delete { packs })? {
+                break;
+            }
         }
         for pack in plan.delete.iter().chain(&plan.leftovers) {
             progress.check()?;
@@ -312,17 +325,8 @@ impl Repository {
     }
 }
 
-pub(crate) fn reference(page: &crate::format::page::Page, index: usize) -> Result<(GroupId, Ranges)> {
-    let mut value = page.value(index);
-    let key: [u8; 16] =
-        page.key(index).try_into().map_err(|_length| value.malformed("a key is not a group's id"))?;
-    let segments = Ranges::decode(&mut value)?;
-    value.end()?;
-    Ok((mainstay_core::Id16(key), segments))
-}
-
 /// Whether `moved` holds all of these segments.
-fn is_copied(live: &[(GroupId, Ranges)], moved: &[PackEntry]) -> bool {
+fn is_copied(live: &Live, moved: &[PackEntry]) -> bool {
     live.iter().all(|(group, segments)| {
         let mut held = Ranges::default();
         let entries = moved.iter().flat_map(|pack| &pack.groups).filter(|entry| entry.id == *group);
@@ -340,66 +344,4 @@ fn refuse_gaps(state: &State) -> Result<()> {
     let what = format!("the log is damaged at number {number}, so nothing is collected");
     Err(Error::integrity(what)
         .hint("run `mainstay verify`; what a lost record named would be freed for good"))
-}
-
-/// Sorts live packs into dead, sparse and worth keeping.
-fn sort_packs(state: &State, marks: &Marks, now: Time, plan: &mut GcPlan) {
-    let mut packs: Vec<_> = state.packs().filter(|pack| pack.status == PackStatus::Live).collect();
-    // Packs of the groups' own writers first, so that nobody else's claim makes them superfluous. The same order in
-    // every run, so that of two copies of a segment always the same one counts.
-    packs.sort_by_key(|pack| (!pack.trusted, std::cmp::Reverse(pack.entry.length), pack.entry.id));
-    let mut claimed: HashMap<GroupId, Ranges> = HashMap::new();
-    let mut sparse = Vec::new();
-    for pack in packs {
-        let (live, live_count, count) = live_part(pack, marks, &mut claimed);
-        if is_young(pack, now, plan.options.grace) {
-            continue;
-        }
-        if live_count == 0 {
-            plan.condemns_bytes += pack.entry.length;
-            plan.dead.push(pack.entry.id);
-        } else if live_count * 100 < count * u64::from(plan.options.repack_below) {
-            sparse.push((live_count * 100 / count, pack, live, live_count, count));
-        }
-    }
-    // The emptiest give the most for the least.
-    sparse.sort_by_key(|(share, pack, ..)| (*share, pack.entry.id));
-    for (_, pack, live, live_count, count) in sparse {
-        let copies = pack.entry.length * live_count / count;
-        if plan.copies_bytes + copies > plan.options.repack_bytes_max {
-            break;
-        }
-        plan.copies_bytes += copies;
-        plan.condemns_bytes += pack.entry.length;
-        plan.sparse.push((pack.entry.id, live));
-    }
-}
-
-/// A claim far in the future is none.
-fn is_young(pack: &PackState, now: Time, grace: Duration) -> bool {
-    now.since(pack.since) < grace && pack.since.since(now) <= grace
-}
-
-type LivePart = (Vec<(GroupId, Ranges)>, u64, u64);
-
-/// The live segments of a pack that no pack before it holds, how many they are, and of how many.
-fn live_part(pack: &PackState, marks: &Marks, claimed: &mut HashMap<GroupId, Ranges>) -> LivePart {
-    let (mut live, mut live_count, mut count) = (Vec::new(), 0, 0);
-    for group in &pack.entry.groups {
-        count += group.segments.count();
-        let Some(marked) = marks.live.get(&group.id) else { continue };
-        let taken = claimed.entry(group.id).or_default();
-        let mut own = Ranges::default();
-        for segment in group.segments.iter().filter(|segment| marked.contains(*segment)) {
-            if !taken.contains(segment) {
-                own.insert(segment..segment + 1);
-            }
-        }
-        taken.extend(&own);
-        live_count += own.count();
-        if !own.is_empty() {
-            live.push((group.id, own));
-        }
-    }
-    (live, live_count, count)
 }

@@ -1,6 +1,5 @@
 //! Puts chunks and pages into the repository unless it has them, and keeps count of what the point reaches.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -121,7 +120,7 @@ impl Ingest {
         {
             let (group, directory, slot) = (*group, Arc::clone(directory), slot + 1);
             let segment = directory.ordinal_of(slot);
-            if self.is_usable(&group, segment)? {
+            if self.is_usable(&group, segment) {
                 self.last_hit = Some((group, directory, slot));
                 return Ok(Some(Spot { group, segment, slot }));
             }
@@ -134,7 +133,7 @@ impl Ingest {
                 }
                 continue;
             }
-            if self.usable(&group)?.is_empty() {
+            if self.usable(&group).is_empty() {
                 // Its packs were collected; the index run that names it outlived them.
                 continue;
             }
@@ -145,8 +144,7 @@ impl Ingest {
                 Err(error) => return Err(error),
             };
             let segment = directory.ordinal_of(slot);
-            if directory.chunk(slot).is_some_and(|(known, _)| known == id)
-                && self.is_usable(&group, segment)?
+            if directory.chunk(slot).is_some_and(|(known, _)| known == id) && self.is_usable(&group, segment)
             {
                 self.last_hit = Some((group, directory, slot));
                 return Ok(Some(Spot { group, segment, slot }));
@@ -156,17 +154,16 @@ impl Ingest {
     }
 
     /// Whether a new point may rely on a segment of an older group.
-    pub(crate) fn is_usable(&mut self, group: &GroupId, segment: u32) -> Result<bool> {
-        Ok(self.usable(group)?.contains(segment))
+    pub(crate) fn is_usable(&mut self, group: &GroupId, segment: u32) -> bool {
+        self.usable(group).contains(segment)
     }
 
-    fn usable(&mut self, group: &GroupId) -> Result<&Ranges> {
-        Ok(match self.usable.entry(*group) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                let owner = self.fetch.owner(group)?;
-                new.insert(self.fetch.shared().state().live_segments(group, owner.as_ref()))
-            }
+    fn usable(&mut self, group: &GroupId) -> &Ranges {
+        let fetch = &self.fetch;
+        self.usable.entry(*group).or_insert_with(|| {
+            // A group whose owner cannot be asked is nobody's.
+            let owner = fetch.owner(group).ok().flatten();
+            fetch.shared().state().live_segments(group, owner.as_ref())
         })
     }
 }
@@ -224,7 +221,7 @@ impl PageSink for StructureSink<'_> {
         let id = structure_page_id(&page);
         if let Some(known) = self.0.structure.get(&id).copied()
             && (self.0.groups.directory(&known.group).is_some()
-                || self.0.is_usable(&known.group, known.segment)?)
+                || self.0.is_usable(&known.group, known.segment))
         {
             self.0.reused.push(known);
             return Ok(known);

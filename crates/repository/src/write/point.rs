@@ -276,7 +276,7 @@ impl PointWriter {
         }
         for (group, segments) in &reached {
             for segment in segments.iter() {
-                if self.ingest.groups.directory(group).is_none() && !self.ingest.is_usable(group, segment)? {
+                if self.ingest.groups.directory(group).is_none() && !self.ingest.is_usable(group, segment) {
                     return Ok(false);
                 }
             }

@@ -52,6 +52,11 @@ pub trait BlobStore: Send + Sync {
         Ok(())
     }
 
+    /// Bytes that are set aside for a full medium; `None` for a store that sets nothing aside.
+    fn reserve(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Removes what processes that died in the middle of a `put_new` left outside the names, if it was written
     /// before `before`; the number of bytes freed. A live process that is hit fails its put, and nothing else.
     fn sweep_temporary(&self, before: crate::Time) -> Result<u64> {

@@ -1,11 +1,12 @@
 //! A repository in memory for tests that look inside, and packs as a hostile writer makes them.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mainstay_core::{
-    BlobStore, Id16, ItemPath, Next, Result, Silent, Source as _, Target as _, Time, WorkloadKind,
-    WorkloadRef,
+    BlobStore, Capabilities, Id16, ItemPath, Listed, Next, Put, Result, Silent, Source as _, Target as _,
+    Time, WorkloadKind, WorkloadRef,
 };
 use mainstay_testkit::{MemoryStore, Part, ScriptedClock, TestItem, VecSource, read_body};
 
@@ -170,4 +171,55 @@ pub(crate) fn forge(hostile: &Repository, genuine: &PackId, forgery: Forgery) ->
     let pack = builder.finish();
     store_pack(store, &pack).unwrap();
     PackEntry::of(&pack)
+}
+
+/// Called with the name and the bytes of every blob that is put.
+type Hook = Box<dyn FnMut(&str, &[u8]) + Send>;
+
+/// A store under somebody's eyes.
+pub(crate) struct Watched {
+    inner: MemoryStore,
+    hook: Mutex<Hook>,
+}
+
+impl Watched {
+    pub(crate) fn new(inner: &MemoryStore, hook: impl FnMut(&str, &[u8]) + Send + 'static) -> Self {
+        Self { inner: inner.clone(), hook: Mutex::new(Box::new(hook)) }
+    }
+}
+
+impl BlobStore for Watched {
+    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
+        let put = self.inner.put_new(name, parts)?;
+        (self.hook.lock().unwrap())(name, &parts.concat());
+        Ok(put)
+    }
+
+    fn get(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        self.inner.get(name, range)
+    }
+
+    fn size(&self, name: &str) -> Result<u64> {
+        self.inner.size(name)
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
+        self.inner.list(prefix, each)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        self.inner.delete(name)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mainstay_core::{Error, Id16, Result};
+use mainstay_core::{Code, Error, Id16, Result};
 
 use crate::config::Config;
 use crate::index::RUN_BYTES_MAX;
@@ -20,12 +20,16 @@ impl Repository {
         self.verify_slots(report)?;
         self.verify_records(report);
         let state = self.shared.state().clone();
-        let mut points: Vec<_> = state.all_points().map(|point| (point.sequence, &point.entry)).collect();
-        points.sort_unstable_by_key(|(sequence, _)| *sequence);
-        for (_, entry) in points {
-            both(report, &names::point(&entry.id), |name| {
-                self.points.read_copy(name, &entry.id, &entry.hash).map(drop)
-            });
+        let mut points: Vec<_> = state.all_points().collect();
+        points.sort_unstable_by_key(|point| point.sequence);
+        for point in points {
+            let (entry, name) = (&point.entry, names::point(&point.entry.id));
+            // The collector frees what expired.
+            let is_gone = |name: &str| store.size(name).is_err_and(|error| error.code() == Code::NotFound);
+            if point.expired && (is_gone(&name) || is_gone(&names::copy_of(&name))) {
+                continue;
+            }
+            both(report, &name, |name| self.points.read_copy(name, &entry.id, &entry.hash).map(drop));
         }
         for run in state.runs() {
             let name = names::index_run(&run.id);

@@ -56,15 +56,17 @@ impl Memory {
         Ok(())
     }
 
-    /// Best effort: not being able to remember must not stop a backup.
-    pub(crate) fn remember(&self, state: &State) {
-        if self.remembered() == Some((state.next_sequence(), state.head_hash())) {
+    /// Remembers the head at which `next` was the number of the next record. Best effort: not being able to remember
+    /// must not stop a backup.
+    pub(crate) fn remember(&self, next: u64, state: &State) {
+        let Some(hash) = state.head_hash_at(next) else { return };
+        if self.remembered().is_some_and(|(known, _)| known >= next) {
             return;
         }
         let mut bytes = Vec::new();
         bytes.fixed(MAGIC);
-        bytes.u64(state.next_sequence());
-        bytes.fixed(&state.head_hash());
+        bytes.u64(next);
+        bytes.fixed(&hash);
         if let Some(folder) = self.head.parent() {
             let _unremembered = std::fs::create_dir_all(folder);
         }

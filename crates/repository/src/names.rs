@@ -49,3 +49,15 @@ pub(crate) fn pack_id(name: &str) -> Option<Id16> {
     let id = name.strip_prefix(PACKS)?.strip_prefix('/')?.get(3..)?.parse().ok()?;
     (pack(&id) == name).then_some(id)
 }
+
+/// The identity in the name of an index run.
+pub(crate) fn run_id(name: &str) -> Option<Id16> {
+    let id = name.rsplit('/').next()?.parse().ok()?;
+    (index_run(&id) == name).then_some(id)
+}
+
+/// The identity in the name of a point or of its copy.
+pub(crate) fn point_id(name: &str) -> Option<Id16> {
+    let id = name.rsplit('/').next()?.parse().ok()?;
+    (point(&id) == name || copy_of(&point(&id)) == name).then_some(id)
+}

@@ -14,6 +14,8 @@ pub enum Planted {
     CondemnAtAnyHead,
     /// The collector registers copies although another one condemned them meanwhile.
     CondemnIntoCondemned,
+    /// The collector deletes what is condemned without looking who reaches it.
+    DeleteUnmarked,
     /// The collector removes bytes as soon as it thinks them dead.
     DeleteBeforeCondemning,
     /// The collector removes the bytes of condemned packs and tells nobody.

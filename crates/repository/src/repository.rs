@@ -23,6 +23,8 @@ use crate::sign::SigningKey;
 use crate::write::{PointWriter, WriteRequest};
 
 pub(crate) const SLOT_BYTES_MAX: u64 = 1 << 20;
+/// By then whoever wrote a record has made it durable, or died.
+const SETTLES_NS: i64 = 60_000_000_000;
 
 /// What opening a repository needs beside a key.
 #[derive(Clone)]
@@ -60,6 +62,8 @@ pub struct Stats {
     pub condemned_packs: u64,
     pub points: u64,
     pub expired_points: u64,
+    /// Index runs that still tell of something.
+    pub index_runs: u64,
     /// Number of the next log record.
     pub log_next: u64,
     /// The latest moment that any record claims.
@@ -67,6 +71,9 @@ pub struct Stats {
     /// Numbers in the log that hold nothing valid, and breaks in its chain.
     pub log_damage: Vec<u64>,
     pub log_voids: u64,
+    /// Bytes that the medium keeps free so that a full one can still be emptied; `None` where it keeps nothing or does
+    /// not say.
+    pub reserve: Option<u64>,
 }
 
 /// What a new holder of keys is for.
@@ -206,13 +213,20 @@ impl Repository {
         if let (Some(memory), Some(seen)) = (&self.memory, seen) {
             memory.check(seen, &self.shared.state())?;
         }
-        self.remember();
+        // What others wrote just now may not be durable yet, and a power cut is not a rollback.
+        if let Some(memory) = &self.memory {
+            let state = self.shared.state();
+            let settled = self.shared.clock.now().0.saturating_sub(SETTLES_NS);
+            memory.remember(state.next_at(Time(settled)), &state);
+        }
         Ok(())
     }
 
+    /// After a record of our own, which made itself and all before it durable.
     fn remember(&self) {
         if let Some(memory) = &self.memory {
-            memory.remember(&self.shared.state());
+            let state = self.shared.state();
+            memory.remember(state.next_sequence(), &state);
         }
     }
 
@@ -329,10 +343,12 @@ impl Repository {
         let mut stats = Stats {
             points: state.live_points().len() as u64,
             expired_points: state.all_points().filter(|point| point.expired).count() as u64,
+            index_runs: state.runs().count() as u64,
             log_next: state.next_sequence(),
             newest: state.newest_time(),
             log_damage: state.damage().to_vec(),
             log_voids: state.voids().len() as u64,
+            reserve: self.shared.store.reserve().ok().flatten(),
             ..Stats::default()
         };
         for pack in state.packs().filter(|pack| pack.status != PackStatus::Deleted) {

@@ -12,7 +12,8 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mainstay_core::{Error, PointId, Result, WorkloadId};
+use mainstay_core::{Error, Id16, PointId, Result, WorkloadId};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::codec::{Decoder, Encode as _};
 use crate::format::page::{PAGE_BYTES_MAX, PageRef, PageSource};
@@ -110,10 +111,13 @@ impl TreeCopyWriter {
         let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
+            sweep(folder);
         }
         let temporary = path.with_extension(format!("{}.tmp", random_id()?));
         let file =
             File::options().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
+        // Held as long as this process lives: who can lock it knows that it is left over.
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
         let mut out = BufWriter::new(file);
         out.write_all(&[0; HEADER_BYTES]).map_err(failed)?;
         let key = key(ring, writer);
@@ -166,6 +170,25 @@ impl TreeCopyWriter {
             let _kept_as_it_was = std::fs::rename(&self.temporary, &self.path);
         }
     }
+}
+
+/// Removes what processes that died left behind.
+fn sweep(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let is_ours = path.file_name().is_some_and(|name| is_temporary(&name.to_string_lossy()));
+        let left = |file: File| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if is_ours && File::open(&path).is_ok_and(left) {
+            let _swept_later = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// `WORKLOAD.RANDOM.tmp`
+fn is_temporary(name: &str) -> bool {
+    let parts: Vec<_> = name.split('.').collect();
+    let is_id = |part: &str| part.parse::<Id16>().is_ok();
+    matches!(parts[..], [workload, random, "tmp"] if is_id(workload) && is_id(random))
 }
 
 impl Drop for TreeCopyWriter {

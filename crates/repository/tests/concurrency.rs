@@ -83,3 +83,25 @@ fn what_was_condemned_before_it_was_registered_is_rescued() {
     });
     assert!(condemned > 0, "nothing was condemned");
 }
+
+/// A run that takes longer than the collector waits: what it stored is condemned before a record names it, and by the
+/// time of its commit the bytes would be gone.
+#[test]
+fn what_was_condemned_before_it_was_registered_is_put_back_while_it_is_there() {
+    let (mut condemned, mut deleted) = (false, 0);
+    backup_while(|collector, medium| {
+        let stored = medium.snapshot().into_keys().filter(|name| name.starts_with("pack/")).count() as u64;
+        let plan = if stored > collector.stats().packs && !condemned {
+            collector.plan_gc(&at_once(), &Silent).unwrap()
+        } else if condemned && deleted == 0 {
+            let day = GcOptions { grace: Duration::from_secs(2 * 3600), ..GcOptions::default() };
+            collector.plan_gc(&day, &Silent).unwrap()
+        } else {
+            return;
+        };
+        let done = collector.gc(&plan, &Silent).unwrap();
+        condemned |= done.condemned > 0;
+        deleted += done.deleted;
+    });
+    assert!(condemned && deleted > 0, "nothing was condemned and deleted");
+}

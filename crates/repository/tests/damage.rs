@@ -10,6 +10,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::sample::{PASSPHRASE, Sample};
 use common::{Bench, copy, open_store, options, try_restore};
@@ -376,6 +377,8 @@ fn every_object_in_the_place_of_every_other_of_its_kind() {
 #[test]
 fn a_store_that_was_rolled_back_is_refused_by_whoever_saw_more() {
     let sample = Sample::new(11);
+    // What was written a moment ago might be lost in a power cut.
+    sample.clock.advance(Duration::from_secs(120));
     let state = tempfile::tempdir().unwrap();
     let mut options = options(&sample.clock);
     options.state = Some(state.path().to_owned());
@@ -401,4 +404,25 @@ fn a_store_that_was_rolled_back_is_refused_by_whoever_saw_more() {
         assert!(error.to_string().contains("rolled back"), "step {step}: {error}");
     }
     Repository::open(store(&sample.blobs), &ring, &options).unwrap();
+}
+
+#[test]
+fn a_record_that_a_power_cut_took_is_no_rollback() {
+    let sample = Sample::new(12);
+    sample.clock.advance(Duration::from_secs(120));
+    let state = tempfile::tempdir().unwrap();
+    let mut options = options(&sample.clock);
+    options.state = Some(state.path().to_owned());
+    let ring = Unlock::Ring(Box::new(sample.ring.clone()));
+    let medium = store(&sample.blobs);
+    let open = |medium: Arc<MemoryStore>| Repository::open(medium, &ring, &options).map(drop);
+    let other = open_store(Arc::clone(&medium) as _, &sample.ring, &sample.clock).unwrap();
+    other.note(&sample.points[0].0, &mainstay_repository::Note::Tag("late".into())).unwrap();
+    // It was seen before its writer had made it durable.
+    open(Arc::clone(&medium)).unwrap();
+    open(store(&sample.blobs)).unwrap();
+    // Later it counts.
+    sample.clock.advance(Duration::from_secs(120));
+    open(medium).unwrap();
+    assert_eq!(open(store(&sample.blobs)).unwrap_err().code(), Code::Integrity);
 }

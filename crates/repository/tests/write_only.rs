@@ -101,3 +101,19 @@ fn a_damaged_copy_is_no_copy() {
     bench.repository.refresh().unwrap();
     compare(&items, &restore(&bench.repository, &point));
 }
+
+#[test]
+fn what_a_killed_run_left_of_its_copy_is_swept() {
+    let bench = Bench::new(0);
+    let state = tempfile::tempdir().unwrap();
+    let client = client(&bench, state.path());
+    backup(&client, items());
+    let folder = std::fs::read_dir(state.path()).unwrap().next().unwrap().unwrap().path();
+    let [left, held, other] =
+        ["11111111111111111111111111111111", "22222222222222222222222222222222", "mine"]
+            .map(|name| folder.join(format!("{}.{name}.tmp", "0".repeat(32))));
+    let files = [&left, &held, &other].map(|path| std::fs::File::create(path).unwrap());
+    files[1].lock().unwrap();
+    backup(&client, items());
+    assert_eq!([&left, &held, &other].map(|path| path.exists()), [false, true, true]);
+}

@@ -267,6 +267,10 @@ impl<S: BlobStore> BlobStore for FaultyStore<S> {
         Self::reply(lost, self.inner.restore_reserve())
     }
 
+    fn reserve(&self) -> Result<Option<u64>> {
+        self.inner.reserve()
+    }
+
     fn sweep_temporary(&self, before: Time) -> Result<u64> {
         let lost = self.step(Call::Housekeeping)?;
         Self::reply(lost, self.inner.sweep_temporary(before))

@@ -218,6 +218,10 @@ impl BlobStore for GateStore {
         self.pass("restore the reserve", |store| store.restore_reserve())
     }
 
+    fn reserve(&self) -> Result<Option<u64>> {
+        self.pass("look at the reserve", |store| store.reserve())
+    }
+
     fn sweep_temporary(&self, before: Time) -> Result<u64> {
         self.pass("sweep", |store| store.sweep_temporary(before))
     }

@@ -102,6 +102,10 @@ impl<S: BlobStore> BlobStore for TracingStore<S> {
         self.inner.restore_reserve()
     }
 
+    fn reserve(&self) -> Result<Option<u64>> {
+        self.inner.reserve()
+    }
+
     fn sweep_temporary(&self, before: Time) -> Result<u64> {
         self.inner.sweep_temporary(before)
     }

@@ -28,6 +28,9 @@ pub(super) fn run(arguments: &Status, session: &mut Session) -> Done {
     }));
     let rows: Vec<Line> = workloads.iter().map(|status| Line::Workload(row(status))).collect();
     session.report.table(&rows);
+    if stats.reserve == Some(0) {
+        session.report.say("Nothing is set aside for a full disk: make room, then mainstay gc");
+    }
     if let Some(advice) = advice(&workloads) {
         session.report.say(&advice);
     }

@@ -6,6 +6,7 @@
 //! want to rescue what they matched, and for readers; nothing is lost without it.
 
 mod marks;
+mod small;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Code, Error, Event, Phase, Progress, Result, Time};
+use mainstay_core::{Code, Error, Event, Id16, Phase, PointId, Progress, Result, Time};
 
 use crate::config::Duty;
 use crate::format::pack::{BuiltPack, PackId};
@@ -72,6 +73,9 @@ pub struct GcPlan {
     pub delete: Vec<PackId>,
     /// Blobs of packs that are deleted in the log already.
     leftovers: Vec<PackId>,
+    /// Index runs of which nothing is left, and objects of points that expired.
+    pub runs: Vec<Id16>,
+    pub points: Vec<PointId>,
     /// Bytes that become free once everything condemned here is deleted, and of those, now.
     pub condemns_bytes: u64,
     pub frees_bytes: u64,
@@ -159,6 +163,7 @@ impl Repository {
                 }
             }
         }
+        self.plan_small(&state, now, &mut plan)?;
         plan.marks = marks;
         Ok(plan)
     }
@@ -166,6 +171,9 @@ impl Repository {
     /// No live point reaches into a condemned pack, unless somebody made a mistake or the pack is damaged. Plans to copy
     /// out what can be; whether the pack can go once that is done.
     fn plan_rescue(&self, view: &View<'_>, pack: &PackState, plan: &mut GcPlan) -> Result<bool> {
+        if planted(Planted::DeleteUnmarked) {
+            return Ok(true);
+        }
         let only_here = view.only_in(pack);
         let (mut rescued, mut complete) = (Live::new(), true);
         for group in &pack.entry.groups {
@@ -304,7 +312,8 @@ impl Repository {
             self.mark(&state, &mut marks, progress)?;
             let view = self.view(&state, &marks)?;
             let may_go = |pack: &&PackState| {
-                matches!(pack.status, PackStatus::Condemned(_)) && view.only_in(pack).is_empty()
+                let condemned = matches!(pack.status, PackStatus::Condemned(_));
+                condemned && (planted(Planted::DeleteUnmarked) || view.only_in(pack).is_empty())
             };
             let packs = plan.delete.iter().filter_map(|pack| state.pack(pack)).filter(may_go);
             let packs: Vec<_> = packs.map(|pack| pack.entry.id).collect();
@@ -321,8 +330,16 @@ impl Repository {
                 report.deleted += 1;
             }
         }
+        report.freed_bytes += self.delete_small(plan, progress)?;
+        // What a dead process left behind; a live one that is hit tries again.
+        let before = self.shared.clock.now().0.saturating_sub(nanoseconds(plan.options.grace));
+        report.freed_bytes += store.sweep_temporary(Time(before))?;
         store.flush()
     }
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Whether `moved` holds all of these segments.

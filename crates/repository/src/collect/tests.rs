@@ -1,13 +1,12 @@
 //! What a collection makes of mistakes, damage and lies of others.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay_core::{BlobStore, Capabilities, Code, Listed, Put, Result, Silent};
-use mainstay_testkit::{MemoryStore, Rng};
+use mainstay_core::{BlobStore as _, Code, PointId, Silent};
+use mainstay_testkit::Rng;
 
-use crate::bench::{Bench, Forgery, backup, forge, register, restore, stage, try_backup, verify};
+use crate::bench::{Bench, Forgery, Watched, backup, forge, register, restore, stage, try_backup, verify};
 use crate::format::pack::PackId;
 use crate::format::segment::Class;
 use crate::keys::Powers;
@@ -98,57 +97,16 @@ fn a_medium_that_failed_for_a_moment_has_damaged_nothing() {
     assert!(verify(&bench.open()).is_sound());
 }
 
-/// A hostile writer that sees every pack as soon as it is stored, before any record names it.
-struct Ambush {
-    inner: MemoryStore,
-    hostile: Mutex<(Repository, Forgery)>,
-}
-
-impl BlobStore for Ambush {
-    fn put_new(&self, name: &str, parts: &[&[u8]]) -> Result<Put> {
-        let put = self.inner.put_new(name, parts)?;
-        if let Some(id) = names::pack_id(name) {
-            let hostile = self.hostile.lock().unwrap();
-            stage(&hostile.0, id, &parts.concat());
-            register(&hostile.0, vec![forge(&hostile.0, &id, hostile.1)]);
-        }
-        Ok(put)
-    }
-
-    fn get(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
-        self.inner.get(name, range)
-    }
-
-    fn size(&self, name: &str) -> Result<u64> {
-        self.inner.size(name)
-    }
-
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed) -> Result<()>) -> Result<()> {
-        self.inner.list(prefix, each)
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        self.inner.delete(name)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.inner.flush()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-}
-
-/// Somebody else's writer, under whose eyes everything is stored.
+/// A writer under the eyes of a hostile one, which registers what it makes of every pack before any record names it.
 fn ambushed(bench: &Bench, forgery: Forgery) -> Repository {
     let (hostile, _) = bench.writer("hostile");
     let (_, ring) = bench.writer("victim");
-    let store = Ambush { inner: bench.store.clone(), hostile: Mutex::new((hostile, forgery)) };
+    let store = Watched::new(&bench.store, move |name, bytes| {
+        if let Some(id) = names::pack_id(name) {
+            stage(&hostile, id, bytes);
+            register(&hostile, vec![forge(&hostile, &id, forgery)]);
+        }
+    });
     bench.open_with(Arc::new(store), &ring)
 }
 
@@ -194,4 +152,62 @@ fn nobody_relies_on_a_claim() {
     assert!(!packs.iter().any(|pack| bench.is_stored(pack)));
     assert_eq!(restore(&bench.open(), &point), content(1));
     assert!(verify(&bench.open()).is_sound());
+}
+
+#[test]
+fn runs_of_which_nothing_is_left_and_expired_points_are_freed() {
+    let bench = Bench::new();
+    let is_there = |point: &PointId| {
+        let name = names::point(point);
+        [names::copy_of(&name), name].map(|name| bench.store.size(&name).is_ok())
+    };
+    let runs = || bench.store.snapshot().keys().filter(|name| name.starts_with("index/")).count();
+    let points = [1, 2, 3].map(|seed| backup(&bench.owner, &content(seed)));
+    assert_eq!(runs(), 3);
+    bench.open().expire(&points[..2], "test").unwrap();
+    let plan = bench.open().plan_gc(&GcOptions::default(), &Silent).unwrap();
+    assert!(plan.points.is_empty() && plan.runs.is_empty(), "readers have the grace");
+    bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
+    let plan = bench.open().plan_gc(&GcOptions::default(), &Silent).unwrap();
+    assert_eq!((plan.points.len(), plan.runs.len()), (2, 0), "a run is needed as long as what it tells of");
+    bench.collect_all();
+    assert_eq!((runs(), bench.open().stats().index_runs), (1, 1));
+    assert_eq!(points.map(|point| is_there(&point)), [[false; 2], [false; 2], [true; 2]]);
+    let report = verify(&bench.open());
+    assert_eq!((report.problems, report.degraded), (Vec::new(), Vec::new()));
+    // What is left still tells where everything is.
+    let bytes = bench.store.total_bytes();
+    let again = backup(&bench.open(), &content(3));
+    assert!(bench.store.total_bytes() - bytes < 30_000, "content was stored again");
+    // The newest point of a chain stays, expired or not: the next one goes on from it.
+    bench.open().expire(&[points[2], again], "test").unwrap();
+    bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
+    bench.collect_all();
+    assert_eq!([points[2], again].map(|point| is_there(&point)), [[false; 2], [true; 2]]);
+    let last = backup(&bench.open(), &content(4));
+    let owner = bench.open();
+    let header = |point: &PointId| owner.points.load(point).unwrap();
+    assert_eq!((header(&last).header.sequence, header(&last).header.previous), (5, header(&again).hash));
+}
+
+#[test]
+fn two_writers_with_one_key_make_one_chain() {
+    let bench = Bench::new();
+    let other = Mutex::new(Some(bench.open()));
+    let hook = move |name: &str, _: &[u8]| {
+        // A clone of this machine commits while this one has just stored its point.
+        let clone = if name.starts_with("points/") { other.lock().unwrap().take() } else { None };
+        if let Some(clone) = clone {
+            backup(&clone, &content(1));
+        }
+    };
+    let store = Watched::new(&bench.store, hook);
+    backup(&bench.open_with(Arc::new(store), &bench.ring), &content(2));
+    let owner = bench.open();
+    let points = owner.points().unwrap();
+    assert_eq!(points.iter().map(|point| point.sequence).collect::<Vec<_>>(), [1, 2]);
+    let loaded = |number: usize| owner.points.load(&points[number].id).unwrap();
+    assert_eq!(loaded(1).header.previous, loaded(0).hash);
+    let stored = bench.store.snapshot().into_keys().filter(|name| name.contains("points/")).count();
+    assert_eq!(stored, 4, "what nobody names is left over");
 }

@@ -4,11 +4,13 @@ use mainstay_core::{BlobStore as _, Silent};
 use mainstay_testkit::Rng;
 
 use crate::bench::{Bench, Forgery, backup, forge, register, restore};
+use crate::format::pack::GroupHeader;
 use crate::format::segment::Class;
 use crate::keys::Powers;
 use crate::log::record::{Change, PackEntry};
 use crate::log::state::PackState;
 use crate::repack::{self, Wanted};
+use crate::seal::SealKey;
 use crate::write::store_pack;
 
 #[test]
@@ -58,4 +60,24 @@ fn anothers_pack_under_the_id_of_a_group_is_passed_over() {
     let state = owner.shared.state();
     let mut own = state.packs().filter(|pack| pack.by != Some(others));
     assert!(own.all(|pack| !plan.dead.contains(&pack.entry.id)), "a claim made packs superfluous");
+}
+
+#[test]
+fn each_of_two_groups_under_one_id_has_its_own_key() {
+    let bench = Bench::new();
+    backup(&bench.owner, &Rng::new(1).bytes(1000));
+    let (owner, packs) = (bench.open(), bench.live_packs());
+    let header = owner.fetch.footer(&packs[0].entry.id).unwrap().groups[0].clone();
+    let genuine = owner.fetch.group_key(&header).unwrap();
+    let other = SealKey::random().unwrap();
+    let secret = if header.class == Class::Structure {
+        owner.ring().structure_public()
+    } else {
+        owner.ring().content_public()
+    };
+    let info = super::wrap_info(&owner.family(), &header);
+    let wrapped_key = crate::wrap::wrap(secret, &info, other.as_bytes()).unwrap();
+    let forged = owner.fetch.group_key(&GroupHeader { wrapped_key, ..header.clone() }).unwrap();
+    assert_eq!(forged.as_bytes(), other.as_bytes());
+    assert_eq!(owner.fetch.group_key(&header).unwrap().as_bytes(), genuine.as_bytes());
 }

@@ -8,6 +8,7 @@ pub(crate) mod record;
 pub(crate) mod state;
 pub(crate) mod text;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ use state::State;
 const ATTEMPTS_MAX: u32 = 1000;
 /// So many records in a row may be lost, and the later ones are still found.
 const GAP_MAX: u64 = 1 << 12;
+/// Stands under a number that was passed over.
+const PASSED_OVER: &[u8] = b"this number was passed over";
 
 pub(crate) struct Log {
     pub(crate) store: Arc<dyn BlobStore>,
@@ -43,50 +46,56 @@ enum Found {
 impl Log {
     /// Applies every record that `state` has not seen. Returns how many.
     pub(crate) fn read(&self, state: &mut State) -> Result<u64> {
-        self.read_to(state, None)
+        self.read_to(state, false)
     }
 
     /// As [`Log::read`], and does not take a lost record for the end of the log: costs a listing.
     pub(crate) fn read_past_gaps(&self, state: &mut State) -> Result<u64> {
-        let last = self.last_number(state.next_sequence())?;
-        self.read_to(state, last)
+        self.read_to(state, true)
     }
 
-    /// The highest number that is taken, unless more than [`GAP_MAX`] before it are not: a blob of that name is not of
-    /// this log.
-    fn last_number(&self, from: u64) -> Result<Option<u64>> {
-        let mut taken = Vec::new();
-        for prefix in [names::LOG.to_owned(), names::copy_of(names::LOG)] {
-            self.store.list(&prefix, &mut |listed| {
-                taken.extend(names::log_sequence(&listed.name).filter(|number| *number >= from));
-                Ok(())
-            })?;
-        }
-        taken.sort_unstable();
-        let mut reached = from;
-        taken.retain(|number| {
-            let near = number.saturating_sub(reached) <= GAP_MAX;
-            reached = if near { *number } else { reached };
-            near
-        });
-        Ok(taken.last().copied())
-    }
-
-    /// `last` is a number that is known to be taken.
-    fn read_to(&self, state: &mut State, last: Option<u64>) -> Result<u64> {
+    fn read_to(&self, state: &mut State, past_gaps: bool) -> Result<u64> {
         let before = state.next_sequence();
+        let mut later = None;
         loop {
             match self.find(state.next_sequence(), state)? {
-                Found::Absent if last.is_none_or(|last| last < state.next_sequence()) => break,
-                // Whoever wrote the later record had read this one.
-                Found::Absent => state.pass_void(),
+                Found::Absent => {
+                    // Whoever wrote a later record had read this one.
+                    if later.is_none_or(|later| later < state.next_sequence()) {
+                        later = if past_gaps { self.later_record(state)? } else { None };
+                    }
+                    if later.is_none() {
+                        break;
+                    }
+                    state.pass_absent();
+                }
                 Found::Void => state.pass_void(),
-                Found::Record(Decoded::Idle, hash) => state.pass_idle(hash),
+                Found::Record(Decoded::Idle { previous }, hash) => state.pass_idle(previous, hash),
                 Found::Record(Decoded::Effective(record), hash) => state.apply(*record, hash),
             }
         }
         state.features().require(Duty::Read)?;
         Ok(state.next_sequence() - before)
+    }
+
+    /// The number of a record that was written after the next one, which is absent. Anybody with access to the store can
+    /// put bytes under a later number; only a record shows that the log went on.
+    fn later_record(&self, state: &State) -> Result<Option<u64>> {
+        let next = state.next_sequence();
+        let near = next.saturating_add(1)..=next.saturating_add(GAP_MAX);
+        let mut taken = BTreeSet::new();
+        for prefix in [names::LOG.to_owned(), names::copy_of(names::LOG)] {
+            self.store.list(&prefix, &mut |listed| {
+                taken.extend(names::log_sequence(&listed.name).filter(|number| near.contains(number)));
+                Ok(())
+            })?;
+        }
+        for number in taken {
+            if let Found::Record(..) = self.find(number, state)? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     fn find(&self, sequence: u64, state: &State) -> Result<Found> {
@@ -129,6 +138,7 @@ impl Log {
         }
         for attempt in 0..ATTEMPTS_MAX {
             self.read(state)?;
+            self.close_gaps(state)?;
             let change = decide(state)?;
             state.features().require(change.duty())?;
             let writer = signer.verifying_key().writer_id();
@@ -159,6 +169,25 @@ impl Log {
             }
         }
         Err(Error::new(Code::Conflict, "other writers were always faster").hint("run the command again"))
+    }
+
+    /// Takes the numbers that were passed over though nobody had them, so that nobody who has not seen the later records
+    /// goes on from there: there would be two logs.
+    ///
+    /// Errors: [`Code::Conflict`] when somebody was there first. Then `state` begins again.
+    fn close_gaps(&self, state: &mut State) -> Result<()> {
+        for number in state.open_numbers() {
+            let name = names::log_record(*number);
+            if self.store.put_new(&name, &[PASSED_OVER])? == Put::Exists && !self.is_ours(&name, PASSED_OVER)
+            {
+                let what = format!("record {number} of the log was lost and is there again");
+                state.restart();
+                self.read_past_gaps(state)?;
+                return Err(Error::new(Code::Conflict, what).hint("run the command again"));
+            }
+        }
+        state.close_numbers();
+        Ok(())
     }
 
     /// Whether the number was free and is now ours, durably.

@@ -445,7 +445,7 @@ impl Record {
             Ok(change) if signer.may(&change) => {
                 Decoded::Effective(Box::new(Self { sequence, previous, commit, writer, time, change }))
             }
-            Ok(_) | Err(_) => Decoded::Idle,
+            Ok(_) | Err(_) => Decoded::Idle { previous },
         })
     }
 }
@@ -474,5 +474,7 @@ pub(crate) enum Decoded {
     Effective(Box<Record>),
     /// It does nothing: its signer lacked the power, or it is of a kind that this version does not know. Whoever
     /// needs to know such kinds is stopped by [`Change::Features`], which the root signs before they are used.
-    Idle,
+    Idle {
+        previous: [u8; 32],
+    },
 }

@@ -1,14 +1,17 @@
 //! What the log says, read from its first record to its last: plain values, no I/O.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use mainstay_core::{Id16, PointId, Time, WriterId};
 
-use super::record::{Change, PackEntry, PointEntry, Record, RunEntry, Signer, StoredNote, WriterEntry};
+use super::record::{
+    Change, GroupEntry, PackEntry, PointEntry, Record, RunEntry, Signer, StoredNote, WriterEntry,
+};
 use super::text::SealedText;
 use crate::config::Features;
 use crate::format::pack::{GroupDigest, PackId};
-use crate::format::segment::GroupId;
+use crate::format::segment::{Class, GroupId};
 use crate::keys::KeyRing;
 use crate::points::Hold;
 use crate::ranges::Ranges;
@@ -16,20 +19,35 @@ use crate::sign::VerifyingKey;
 
 #[derive(Clone, Default)]
 pub(crate) struct State {
-    /// By number: the hash of the last chained record up to it.
-    heads: Vec<[u8; 32]>,
+    /// By number: the hash of the last chained record up to it, and the latest moment that one up to it claims.
+    heads: Vec<([u8; 32], Time)>,
+    /// Of the configuration, and with what the log adds.
+    configured: Features,
     features: Features,
     writers: BTreeMap<WriterId, WriterEntry>,
     points: BTreeMap<PointId, PointState>,
     packs: HashMap<PackId, PackState>,
     groups: HashMap<GroupId, GroupState>,
-    runs: Vec<RunEntry>,
+    runs: Vec<RunState>,
+    /// Which run tells what a group holds.
+    told_by: HashMap<GroupId, usize>,
     /// The latest moment that any record claims.
     newest: Time,
     /// Numbers of records before which one is missing from the chain.
     damage: Vec<u64>,
     /// Numbers that hold no record of anybody's.
     voids: Vec<u64>,
+    /// Those of them that nobody has taken yet.
+    open: Vec<u64>,
+}
+
+/// An index run, and how many of its groups still lie somewhere.
+#[derive(Clone, Debug)]
+struct RunState {
+    entry: RunEntry,
+    groups: usize,
+    /// All of its groups are gone, and it may go too.
+    freed: bool,
 }
 
 /// A group, and where its segments lie.
@@ -57,7 +75,11 @@ pub(crate) struct PointState {
     /// Place in the log, and the time its commit record claims.
     pub(crate) sequence: u64,
     pub(crate) committed: Time,
+    /// Who committed it.
+    pub(crate) by: WriterId,
     pub(crate) expired: bool,
+    /// When its expiry was claimed to be.
+    pub(crate) expired_at: Time,
     pub(crate) notes: Vec<(Time, StoredNote)>,
 }
 
@@ -94,7 +116,12 @@ pub(crate) type Owners = HashMap<GroupId, Option<WriterId>>;
 impl State {
     /// Before the first record. `features` are those of the configuration.
     pub(crate) fn starting_with(features: Features) -> Self {
-        Self { features, ..Self::default() }
+        Self { configured: features, features, ..Self::default() }
+    }
+
+    /// Before the first record again.
+    pub(super) fn restart(&mut self) {
+        *self = Self::starting_with(self.configured);
     }
 
     pub(crate) fn next_sequence(&self) -> u64 {
@@ -102,15 +129,20 @@ impl State {
     }
 
     pub(crate) fn head_hash(&self) -> [u8; 32] {
-        self.heads.last().copied().unwrap_or_default()
+        self.heads.last().map(|(hash, _)| *hash).unwrap_or_default()
     }
 
     /// The head as it was when `next` was the number of the next record; `None` when there are fewer.
     pub(crate) fn head_hash_at(&self, next: u64) -> Option<[u8; 32]> {
         match usize::try_from(next).ok()?.checked_sub(1) {
-            Some(last) => self.heads.get(last).copied(),
+            Some(last) => self.heads.get(last).map(|(hash, _)| *hash),
             None => Some([0; 32]),
         }
+    }
+
+    /// The number of the first record that claims to be younger than `moment`, or that follows one which does.
+    pub(crate) fn next_at(&self, moment: Time) -> u64 {
+        self.heads.partition_point(|(_, latest)| *latest <= moment) as u64
     }
 
     /// What readers, writers and collectors must know.
@@ -153,6 +185,11 @@ impl State {
         self.points.values()
     }
 
+    /// Whether this writer committed a point in record `next` or later.
+    pub(crate) fn has_point_since(&self, next: u64, writer: &WriterId) -> bool {
+        self.points.values().any(|point| point.sequence >= next && point.by == *writer)
+    }
+
     pub(crate) fn packs(&self) -> impl Iterator<Item = &PackState> {
         self.packs.values()
     }
@@ -161,8 +198,18 @@ impl State {
         self.packs.get(id)
     }
 
-    pub(crate) fn runs(&self) -> &[RunEntry] {
-        &self.runs
+    /// Index runs of which at least one group still lies somewhere.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = &RunEntry> {
+        self.runs.iter().filter(|run| !run.freed).map(|run| &run.entry)
+    }
+
+    /// The names of all runs, and whether each may go.
+    pub(crate) fn freed_runs(&self) -> HashMap<Id16, bool> {
+        let mut runs = HashMap::new();
+        for run in &self.runs {
+            *runs.entry(run.entry.id).or_insert(true) &= run.freed;
+        }
+        runs
     }
 
     /// Every place where segments of the group lie, live ones first.
@@ -235,30 +282,61 @@ impl State {
     /// Passes over a number that holds no record of anybody's.
     pub(crate) fn pass_void(&mut self) {
         self.voids.push(self.next_sequence());
-        self.heads.push(self.head_hash());
+        self.heads.push((self.head_hash(), self.newest));
+    }
+
+    /// Passes over a number that holds nothing at all, though there are later records.
+    pub(crate) fn pass_absent(&mut self) {
+        self.open.push(self.next_sequence());
+        self.pass_void();
+    }
+
+    /// Numbers that were passed over and that somebody could still take.
+    pub(super) fn open_numbers(&self) -> &[u64] {
+        &self.open
+    }
+
+    /// All of [`State::open_numbers`] are taken now.
+    pub(super) fn close_numbers(&mut self) {
+        self.open.clear();
     }
 
     /// Passes over a record that has a place in the chain, and does nothing.
-    pub(crate) fn pass_idle(&mut self, hash: [u8; 32]) {
-        self.heads.push(hash);
+    pub(crate) fn pass_idle(&mut self, previous: [u8; 32], hash: [u8; 32]) {
+        self.check_chain(previous);
+        self.heads.push((hash, self.newest));
+    }
+
+    fn check_chain(&mut self, previous: [u8; 32]) {
+        if previous != self.head_hash() {
+            // What its writer saw before it is not what is here: a record between was lost or replaced.
+            self.damage.push(self.next_sequence());
+        }
     }
 
     /// Applies the record of number [`State::next_sequence`], which must be valid.
     pub(crate) fn apply(&mut self, record: Record, hash: [u8; 32]) {
-        if record.previous != self.head_hash() {
-            // What its writer saw before it is not what is here: a record between was lost or replaced.
-            self.damage.push(record.sequence);
-        }
+        self.check_chain(record.previous);
         let Record { sequence, time, writer, change, .. } = record;
         match change {
             Change::Genesis { writers } => writers.into_iter().for_each(|writer| self.set_writer(writer)),
             Change::Writer(writer) => self.set_writer(writer),
             Change::Commit { packs, runs, point } => {
+                let groups = packs.iter().flat_map(|pack| &pack.groups);
+                let groups: Vec<_> =
+                    groups.filter(|group| group.class != Class::Structure).map(|group| group.id).collect();
                 packs.into_iter().for_each(|pack| self.add_pack(pack, &writer, Some(writer), time));
-                self.runs.extend(runs);
+                runs.into_iter().for_each(|run| self.add_run(run, &groups));
                 if let Some(entry) = point {
-                    let state =
-                        PointState { entry, sequence, committed: time, expired: false, notes: Vec::new() };
+                    let state = PointState {
+                        entry,
+                        sequence,
+                        committed: time,
+                        by: writer,
+                        expired: false,
+                        expired_at: Time::default(),
+                        notes: Vec::new(),
+                    };
                     self.points.entry(state.entry.id).or_insert(state);
                 }
             }
@@ -269,8 +347,8 @@ impl State {
             }
             Change::Expire { points, .. } => {
                 for point in points {
-                    if let Some(point) = self.points.get_mut(&point) {
-                        point.expired = true;
+                    if let Some(point) = self.points.get_mut(&point).filter(|point| !point.expired) {
+                        (point.expired, point.expired_at) = (true, time);
                     }
                 }
             }
@@ -282,7 +360,24 @@ impl State {
             Change::Features(features) => self.features.add(&features),
         }
         self.newest = self.newest.max(time);
-        self.heads.push(hash);
+        self.heads.push((hash, self.newest));
+    }
+
+    /// A run tells of the groups that its record registers. It is not needed any longer than they are; losing one that
+    /// tells of more would only mean that some chunks are stored again.
+    fn add_run(&mut self, entry: RunEntry, groups: &[GroupId]) {
+        let number = self.runs.len();
+        let mut told = 0;
+        for group in groups {
+            if self.places(group).is_empty() {
+                continue;
+            }
+            if let Entry::Vacant(new) = self.told_by.entry(*group) {
+                new.insert(number);
+                told += 1;
+            }
+        }
+        self.runs.push(RunState { entry, groups: told, freed: false });
     }
 
     fn set_writer(&mut self, writer: WriterEntry) {
@@ -329,9 +424,16 @@ impl State {
         // Only what was condemned before may go, whatever a record says.
         if matches!(pack.status, PackStatus::Condemned(_)) {
             pack.status = PackStatus::Deleted;
-            for group in &pack.entry.groups {
-                if let Some(group) = self.groups.get_mut(&group.id) {
-                    group.places.retain(|place| place.pack != *id);
+            for GroupEntry { id: group, .. } in &pack.entry.groups {
+                let Some(known) = self.groups.get_mut(group) else { continue };
+                known.places.retain(|place| place.pack != *id);
+                let last = known.places.is_empty();
+                if let Some(run) =
+                    self.told_by.get(group).filter(|_| last).and_then(|run| self.runs.get_mut(*run))
+                {
+                    self.told_by.remove(group);
+                    run.groups -= 1;
+                    run.freed = run.groups == 0;
                 }
             }
         }

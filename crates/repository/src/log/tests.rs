@@ -224,6 +224,77 @@ fn a_lost_record_is_not_the_end_of_the_log() {
 }
 
 #[test]
+fn a_record_that_does_nothing_still_shows_that_one_before_it_is_lost() {
+    let mut bench = Bench::new();
+    let writer = bench.writer.clone();
+    for id in 1..3 {
+        bench.append(&writer, commit(id)).unwrap();
+    }
+    bench.plant(&bench.record(&writer, expire(1)));
+    bench.append(&writer, commit(3)).unwrap();
+    assert_eq!(bench.read_again().damage(), &[] as &[u64]);
+    for name in [names::log_record(2), names::copy_of(&names::log_record(2))] {
+        bench.store.delete(&name).unwrap();
+    }
+    assert_eq!(bench.read_again().damage(), [3]);
+}
+
+/// Puts a record of `writer` so many numbers beyond the end.
+fn plant_far_off(bench: &Bench, writer: &SigningKey, beyond: u64) {
+    let record = Record {
+        sequence: bench.state.next_sequence() + beyond,
+        previous: bench.state.head_hash(),
+        commit: random_id().unwrap(),
+        writer: writer.verifying_key().writer_id(),
+        time: Time(5),
+        change: commit(99),
+    };
+    let bytes = record.encode(&bench.log.id, writer).unwrap();
+    bench.store.put_new(&names::log_record(record.sequence), &[&bytes]).unwrap();
+}
+
+#[test]
+fn bytes_beyond_the_end_do_not_move_it() {
+    let mut bench = Bench::new();
+    let writer = bench.writer.clone();
+    bench.append(&writer, commit(1)).unwrap();
+    bench.store.put_new(&names::log_record(40), &[b"not a record"]).unwrap();
+    plant_far_off(&bench, &SigningKey::generate().unwrap(), 60);
+    assert_eq!(bench.read_again().next_sequence(), 2);
+}
+
+#[test]
+fn a_record_planted_beyond_the_end_does_not_split_the_log() {
+    let mut bench = Bench::new();
+    let writer = bench.writer.clone();
+    bench.append(&writer, commit(1)).unwrap();
+    plant_far_off(&bench, &writer, 50);
+    // One has seen it and goes on behind it; the other one has not, and comes later.
+    let mut seen = bench.read_again();
+    assert_eq!(seen.next_sequence(), 53);
+    assert_eq!(bench.log.append(&mut seen, &writer, &mut |_| Ok(commit(2))).unwrap(), 53);
+    assert_eq!(bench.append(&writer, commit(3)).unwrap(), 54);
+    let state = bench.read_again();
+    assert_eq!((state.live_points().len(), state.head_hash()), (4, bench.state.head_hash()));
+    assert!(state.damage().is_empty());
+}
+
+#[test]
+fn whoever_passed_over_a_record_begins_again() {
+    let mut bench = Bench::new();
+    let writer = bench.writer.clone();
+    bench.append(&writer, commit(1)).unwrap();
+    plant_far_off(&bench, &writer, 50);
+    let mut seen = bench.read_again();
+    assert_eq!(bench.append(&writer, commit(2)).unwrap(), 2);
+    let outcome = bench.log.append(&mut seen, &writer, &mut |_| Ok(commit(3)));
+    assert_eq!(outcome.unwrap_err().code(), Code::Conflict);
+    assert_eq!(bench.log.append(&mut seen, &writer, &mut |_| Ok(commit(3))).unwrap(), 53);
+    assert!(seen.point(&point(2)).is_some(), "a record that was there was never seen");
+    assert_eq!(seen.damage(), [52]);
+}
+
+#[test]
 fn nobody_says_anything_about_anothers_group() {
     let mut bench = Bench::new();
     let (writer, root, expirer) = (bench.writer.clone(), bench.root.clone(), bench.expirer.clone());
@@ -290,7 +361,7 @@ fn every_change_comes_back_and_hostile_ones_are_errors() {
         let all = super::record::Signer { key: signer.verifying_key(), powers: change.needs() };
         match Record::decode(&bench.log.id, number, &bytes, |_| Some(all)).unwrap() {
             Decoded::Effective(record) => assert_eq!(record.change, change),
-            Decoded::Idle => panic!("{change:?} does nothing"),
+            Decoded::Idle { .. } => panic!("{change:?} does nothing"),
         }
         assert!(Record::decode(&LogId([8; 32]), number, &bytes, |_| Some(all)).is_err());
         feed(&bytes, 1 << 20, |other| {

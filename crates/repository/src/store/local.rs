@@ -359,6 +359,10 @@ impl BlobStore for LocalStore {
         reserve::restore(&self.root)
     }
 
+    fn reserve(&self) -> Result<Option<u64>> {
+        reserve::size(&self.root).map(Some)
+    }
+
     fn sweep_temporary(&self, before: Time) -> Result<u64> {
         self.staging()?.sweep(before)
     }

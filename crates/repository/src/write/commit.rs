@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mainstay_core::{Captured, Code, Counts, Error, PointId, Result, Time};
+use mainstay_core::{Captured, Code, Counts, Error, PointId, Result, Time, WriterId};
 
 use super::ingest::{Ingest, References, StructureSink};
 use super::point::{Parent, WriteRequest};
@@ -23,6 +23,8 @@ use crate::shared::Shared;
 
 /// A collector that condemns what a writer relies on this often in a row is not one.
 const RESCUES_MAX: u32 = 20;
+/// Nor are so many processes meant to share a key.
+const FORKS_MAX: u32 = 100;
 
 /// The newest point of the same workload, or the one that was asked for.
 pub(crate) fn find_parent(
@@ -87,13 +89,27 @@ pub(crate) struct Draft<'a> {
     pub(crate) captured: &'a Captured,
 }
 
+/// A point that is stored and that no record names yet.
+struct NewPoint {
+    entry: PointEntry,
+    writer: WriterId,
+    /// The number of the next record when the point before it in its chain was looked up.
+    follows: u64,
+}
+
+enum Appended {
+    Yes,
+    /// Another process with the same key made a point since: two would follow the same one.
+    Forked,
+}
+
 /// Registers packs that are stored, once it is time; and rescues what this run relies on while it is still there.
 pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
     if !ingest.groups.should_register()? {
         return Ok(());
     }
     let shared = Arc::clone(ingest.fetch.shared());
-    let (mut packs, tags) = ingest.groups.take_unregistered();
+    let (packs, tags) = ingest.groups.take_unregistered();
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
     let runs = store_run(&shared, ingest, &tags)?;
     shared.store.flush()?;
@@ -102,7 +118,7 @@ pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
     let older = ingest.references.iter().filter(|(group, _)| !is_ours(group));
     let mut needed: References = older.map(|(group, segments)| (*group, segments.clone())).collect();
     rely::need(&mut needed, &packs);
-    append(ingest, &needed, &mut packs, &runs, None)?;
+    append(ingest, &needed, &packs, &runs, None)?;
     ingest.groups.forget(&packs);
     ingest.forget_usable();
     Ok(())
@@ -113,17 +129,21 @@ pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
 fn append(
     ingest: &mut Ingest,
     needed: &References,
-    packs: &mut Vec<PackEntry>,
+    packs: &[PackEntry],
     runs: &[RunEntry],
-    point: Option<&PointEntry>,
-) -> Result<()> {
+    point: Option<&NewPoint>,
+) -> Result<Appended> {
     let fetch = Arc::clone(&ingest.fetch);
     let mut owners = Owners::new();
     let mut own: Vec<_> = ingest.rescued.iter().chain(packs.iter()).cloned().collect();
     for _attempt in 0..RESCUES_MAX {
-        let mut lacks = Lacks::default();
+        let (mut lacks, mut is_forked) = (Lacks::default(), false);
         let outcome = fetch.shared().append(Powers::WRITE, &mut |state| {
-            if point.is_some_and(|point| state.point(&point.id).is_some()) {
+            is_forked = point.is_some_and(|point| state.has_point_since(point.follows, &point.writer));
+            if is_forked {
+                return Err(Error::new(Code::Conflict, "the same key made another point meanwhile"));
+            }
+            if point.is_some_and(|point| state.point(&point.entry.id).is_some()) {
                 return Err(Error::new(Code::Conflict, "somebody took the name of this point")
                     .hint("run the backup again; if that happens twice, somebody writes who should not"));
             }
@@ -131,18 +151,22 @@ fn append(
             if lacks.is_empty() || planted(Planted::CommitUnchecked) {
                 let fresh = own.iter().filter(|pack| state.status(&pack.id).is_none());
                 let packs = fresh.cloned().collect();
-                return Ok(Change::Commit { packs, runs: runs.to_vec(), point: point.cloned() });
+                return Ok(Change::Commit {
+                    packs,
+                    runs: runs.to_vec(),
+                    point: point.map(|point| point.entry.clone()),
+                });
             }
             Err(lacks.refusal())
         });
         match outcome {
-            Ok(_) => return Ok(()),
-            Err(_) if planted(Planted::AcknowledgeUnwritten) && lacks.is_empty() => return Ok(()),
+            Ok(_) => return Ok(Appended::Yes),
+            Err(_) if is_forked => return Ok(Appended::Forked),
+            Err(_) if planted(Planted::AcknowledgeUnwritten) && lacks.is_empty() => return Ok(Appended::Yes),
             Err(_) if lacks.can_be_mended() => {
                 rely::ask_owners(&fetch, &lacks, &mut owners)?;
                 let rescued = rely::rescue(&fetch, &lacks, &own, &owners)?;
                 ingest.rescued.extend(rescued.iter().cloned());
-                packs.extend(rescued.iter().cloned());
                 own.extend(rescued);
             }
             Err(error) => return Err(error),
@@ -179,7 +203,7 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     let shared = Arc::clone(ingest.fetch.shared());
     let references = store_references(ingest)?;
     ingest.groups.finish()?;
-    let (mut packs, tags) = ingest.groups.take_unregistered();
+    let (packs, tags) = ingest.groups.take_unregistered();
     packs.iter().for_each(|pack| ingest.fetch.stage(pack));
     let runs = store_run(&shared, ingest, &tags)?;
     counts.new_bytes = ingest.new_bytes;
@@ -188,12 +212,24 @@ pub(crate) fn commit(ingest: &mut Ingest, draft: Draft<'_>, mut counts: Counts) 
     if let Some(root) = references {
         reach_structure(ingest, &packs, root, &mut needed)?;
     }
-    let entry = store_point(&shared, ingest, &draft, references, counts)?;
-    if !planted(Planted::CommitBeforeFlush) {
-        shared.store.flush()?;
+    for _attempt in 0..FORKS_MAX {
+        let point = store_point(&shared, ingest, &draft, references, counts)?;
+        if !planted(Planted::CommitBeforeFlush) {
+            shared.store.flush()?;
+        }
+        let id = point.entry.id;
+        match append(ingest, &needed, &packs, &runs, Some(&point))? {
+            Appended::Yes => return Ok((id, counts)),
+            // Nobody else ever heard of it.
+            Appended::Forked => {
+                for name in [names::copy_of(&names::point(&id)), names::point(&id)] {
+                    let _it_stays_and_is_small = shared.store.delete(&name);
+                }
+            }
+        }
     }
-    append(ingest, &needed, &mut packs, &runs, Some(&entry))?;
-    Ok((entry.id, counts))
+    Err(Error::new(Code::Conflict, "others that use the same key were always faster")
+        .hint("give every machine a key of its own with `mainstay key`"))
 }
 
 /// Adds the segments of the reference pages themselves, old ones as well as new ones.
@@ -224,13 +260,17 @@ fn store_point(
     draft: &Draft<'_>,
     references: Option<PageRef>,
     counts: Counts,
-) -> Result<PointEntry> {
+) -> Result<NewPoint> {
     let request = draft.request;
     let signer = shared.ring.writer(Powers::WRITE)?;
     let writer = signer.verifying_key().writer_id();
     let points = Points::new(Arc::clone(ingest.fetch.shared()));
+    shared.refresh()?;
     // Expired points count: the chain goes on behind them.
-    let mut all: Vec<_> = shared.state().all_points().map(|point| (point.sequence, point.entry.id)).collect();
+    let state = shared.state();
+    let follows = state.next_sequence();
+    let mut all: Vec<_> = state.all_points().map(|point| (point.sequence, point.entry.id)).collect();
+    drop(state);
     all.sort_unstable();
     let before = newest(&points, all.into_iter().map(|(_, id)| id).collect(), |loaded| {
         loaded.header.writer == writer && loaded.header.workload == request.workload.id
@@ -264,5 +304,6 @@ fn store_point(
     let content = shared.ring.content_public();
     let (bytes, hash) = seal_point(shared.family(), content, signer, &header, &body)?;
     put_twice(shared.store.as_ref(), &names::point(&header.id), &bytes)?;
-    Ok(PointEntry { id: header.id, hash, retain_until: Time(0) })
+    let entry = PointEntry { id: header.id, hash, retain_until: Time(0) };
+    Ok(NewPoint { entry, writer, follows })
 }

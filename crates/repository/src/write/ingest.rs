@@ -171,8 +171,7 @@ impl Ingest {
 /// Reads every index run of the domain.
 fn load_index(fetch: &Fetch, domain: &DomainKeys) -> Result<ChunkIndex> {
     let shared = fetch.shared();
-    let runs: Vec<_> =
-        shared.state().runs().iter().filter(|run| run.domain == domain.domain).cloned().collect();
+    let runs: Vec<_> = shared.state().runs().filter(|run| run.domain == domain.domain).cloned().collect();
     let mut index = ChunkIndex::default();
     for run in runs {
         let name = names::index_run(&run.id);

@@ -1,5 +1,6 @@
 //! Workers that compress and seal segments, and the one that stores packs.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -31,31 +32,41 @@ pub(crate) struct SealedSegment {
 /// whoever submits seals.
 pub(crate) struct SealPool {
     jobs: Option<Sender<Job>>,
-    here: Option<(Sealer, Sender<Result<SealedSegment>>)>,
+    here: Option<(Work, Sender<Result<SealedSegment>>)>,
     done: Receiver<Result<SealedSegment>>,
     workers: Vec<JoinHandle<()>>,
     in_flight: usize,
     in_flight_max: usize,
 }
 
+/// What a worker does with each job.
+type Work = Box<dyn FnMut(&Job) -> Result<SealedSegment> + Send>;
+
 impl SealPool {
     pub(crate) fn start(workers: usize, level: i32) -> Result<Self> {
+        Self::start_with(workers, &|| {
+            let mut sealer = Sealer::new(level)?;
+            Ok(Box::new(move |job| seal(&mut sealer, job)))
+        })
+    }
+
+    fn start_with(workers: usize, make: &dyn Fn() -> Result<Work>) -> Result<Self> {
         let (jobs, inbox) = bounded::<Job>(workers);
         let (outbox, done) = unbounded();
         let mut handles = Vec::new();
         for number in 0..workers {
             let (inbox, outbox) = (inbox.clone(), outbox.clone());
-            let mut sealer = Sealer::new(level)?;
+            let mut work = make()?;
             let work = move || {
                 for job in inbox {
-                    if outbox.send(seal(&mut sealer, &job)).is_err() {
+                    if outbox.send(unless_panicked(|| work(&job))).is_err() {
                         return;
                     }
                 }
             };
             handles.push(spawn(format!("seal-{number}"), work)?);
         }
-        let here = if workers == 0 { Some((Sealer::new(level)?, outbox)) } else { None };
+        let here = if workers == 0 { Some((make()?, outbox)) } else { None };
         let in_flight_max = (workers * 2).max(1);
         Ok(Self { jobs: Some(jobs), here, done, workers: handles, in_flight: 0, in_flight_max })
     }
@@ -67,7 +78,7 @@ impl SealPool {
 
     pub(crate) fn submit(&mut self, job: Job) -> Result<()> {
         let sent = match (&mut self.here, &self.jobs) {
-            (Some((sealer, outbox)), _) => outbox.send(seal(sealer, &job)).is_ok(),
+            (Some((work, outbox)), _) => outbox.send(work(&job)).is_ok(),
             (None, Some(jobs)) => jobs.send(job).is_ok(),
             (None, None) => false,
         };
@@ -104,8 +115,7 @@ impl Drop for SealPool {
     fn drop(&mut self) {
         self.jobs = None;
         for worker in self.workers.drain(..) {
-            // A worker that panicked has already been reported by its missing result.
-            let _panicked = worker.join();
+            let _ended = worker.join();
         }
     }
 }
@@ -113,6 +123,11 @@ impl Drop for SealPool {
 fn seal(sealer: &mut Sealer, job: &Job) -> Result<SealedSegment> {
     let stored = sealer.seal(&job.key, &job.binding, job.ordinal, &job.raw)?;
     Ok(SealedSegment { group: job.binding.group, ordinal: job.ordinal, raw_bytes: job.raw.len(), stored })
+}
+
+/// A worker that only died would leave everyone waiting for its result.
+fn unless_panicked<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| Err(Error::bug("a worker panicked")))
 }
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -145,7 +160,8 @@ impl Uploader {
         }
         let work = move || {
             for (pack, entry) in inbox {
-                if outbox.send(store_pack(store.as_ref(), &pack).map(|()| entry)).is_err() {
+                let stored = unless_panicked(|| store_pack(store.as_ref(), &pack));
+                if outbox.send(stored.map(|()| entry)).is_err() {
                     return;
                 }
             }
@@ -192,7 +208,7 @@ impl Drop for Uploader {
     fn drop(&mut self) {
         self.packs = None;
         if let Some(worker) = self.worker.take() {
-            let _panicked = worker.join();
+            let _ended = worker.join();
         }
     }
 }
@@ -202,5 +218,40 @@ pub(crate) fn store_pack(store: &dyn BlobStore, pack: &BuiltPack) -> Result<()> 
     match store.put_new(&names::pack(&pack.id), &parts)? {
         Put::Created => Ok(()),
         Put::Exists => Err(Error::bug(format!("the random name {} of a pack is taken", pack.id))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mainstay_core::{Code, Id16};
+
+    use super::{Job, SealPool, SealedSegment};
+    use crate::format::segment::{Binding, Class};
+    use crate::keys::FamilyId;
+    use crate::seal::SealKey;
+
+    #[test]
+    fn a_worker_that_panics_ends_the_run() {
+        let family = FamilyId([0; 32]);
+        let binding = Binding { family, domain: Id16([0; 16]), group: Id16([0; 16]), class: Class::Data };
+        let mut pool = SealPool::start_with(2, &|| {
+            Ok(Box::new(|job: &Job| {
+                assert_ne!(job.ordinal, 1, "as planned");
+                let (group, ordinal) = (job.binding.group, job.ordinal);
+                Ok(SealedSegment { group, ordinal, raw_bytes: 0, stored: Vec::new() })
+            }))
+        })
+        .unwrap();
+        let key = Arc::new(SealKey::random().unwrap());
+        for ordinal in 0..3 {
+            pool.submit(Job { key: Arc::clone(&key), binding, ordinal, raw: Vec::new() }).unwrap();
+        }
+        let outcomes: Vec<_> = (0..3).map(|_| pool.collect()).collect();
+        let failed: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].code(), Code::Bug);
+        assert!(pool.collect().unwrap().is_none());
     }
 }

@@ -9,7 +9,8 @@ use mainstay_repository::{Note, Repository};
 use mainstay_testkit::{Blobs, CrashState, CrashStates, MemoryStore, ScriptedClock, TestItem, TracingStore};
 
 use super::{
-    Contents, check_packs, check_points, collect, collect_all, files, open, small, try_backup, verify,
+    Contents, check_packs, check_points, check_small_objects, collect, collect_all, files, open, small,
+    try_backup, verify,
 };
 use crate::common::clock;
 
@@ -131,6 +132,7 @@ impl Story {
         check_points(&other, &known, &required, &format!("{what}, then a backup and a collection"));
         self.check_verify(&other, what, torn);
         check_packs(&other, &state.store, what);
+        check_small_objects(&other, &state.store, what);
     }
 
     /// Nothing is damaged; of a torn record of the log, that its number was lost.

@@ -95,6 +95,29 @@ pub(crate) fn check_packs(repository: &Repository, store: &dyn BlobStore, what: 
     assert_eq!((packs, bytes), (stats.packs, stats.pack_bytes), "{what}: packs stored and known differ");
 }
 
+/// After the same: index runs that the log still needs and no others, and of expired points at most the newest of each
+/// chain, whole.
+pub(crate) fn check_small_objects(repository: &Repository, store: &dyn BlobStore, what: &str) {
+    let names = |prefix: &str| {
+        let mut names = Vec::new();
+        let mut note = |listed: mainstay_core::Listed| {
+            names.extend(listed.name.rsplit('/').next().map(str::to_owned));
+            Ok(())
+        };
+        store.list(prefix, &mut note).unwrap();
+        names.sort();
+        names
+    };
+    let stats = repository.stats();
+    assert_eq!(names("index").len() as u64, stats.index_runs, "{what}: index runs stored and needed differ");
+    let listed: Vec<_> = repository.points().unwrap().iter().map(|point| point.id.to_string()).collect();
+    let stored = names("points");
+    assert!(listed.iter().all(|point| stored.contains(point)), "{what}: a live point lost its object");
+    let beside = stored.iter().filter(|name| !listed.contains(name)).count();
+    // One of each workload, and one that a crash left without a record.
+    assert!(beside <= 3, "{what}: {beside} objects of points that nobody needs");
+}
+
 /// So little goes into a pack, and so few packs into a registration, that a small backup makes several.
 pub(crate) fn small(clock: &ScriptedClock) -> Options {
     Options { tuning: Tuning { pack_bytes: 64 << 10, register_packs: 2 }, ..options(clock) }

@@ -227,6 +227,7 @@ pub fn the_reserve_can_be_used_and_made_again(store: &dyn BlobStore) {
     store.put_new("a", &[b"1"]).unwrap();
     store.release_reserve().unwrap();
     assert!(!store.release_reserve().unwrap(), "a reserve can be used once");
+    assert!(store.reserve().unwrap().is_none_or(|bytes| bytes == 0), "a used reserve is said to be there");
     store.restore_reserve().unwrap();
     store.restore_reserve().unwrap();
     assert_eq!(names(store, ""), ["a"]);

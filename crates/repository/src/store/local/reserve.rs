@@ -16,7 +16,7 @@ pub(super) const RESERVE_BYTES: u64 = 16 << 20;
 /// Gives the space back; whether there was any.
 pub(super) fn release(root: &OwnedFd) -> Result<bool> {
     let what = |error| failure("cannot release the reserve", error);
-    let there = size(root).is_some_and(|size| size > 0);
+    let there = size(root)? > 0;
     match rustix::fs::unlinkat(root, RESERVE, AtFlags::empty()) {
         Ok(()) => {}
         Err(Errno::NOENT) => return Ok(false),
@@ -33,7 +33,7 @@ pub(super) fn release(root: &OwnedFd) -> Result<bool> {
 /// Sets the space aside, unless it is already or would be half or more of what is free.
 pub(super) fn restore(root: &OwnedFd) -> Result<()> {
     let what = |error| failure("cannot set the reserve aside", error);
-    if size(root).is_some_and(|size| size >= RESERVE_BYTES) {
+    if size(root)? >= RESERVE_BYTES {
         return Ok(());
     }
     let medium = rustix::fs::fstatvfs(root).map_err(what)?;
@@ -53,9 +53,13 @@ pub(super) fn restore(root: &OwnedFd) -> Result<()> {
     }
 }
 
-fn size(root: &OwnedFd) -> Option<u64> {
-    let stat = rustix::fs::statat(root, RESERVE, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    u64::try_from(stat.st_size).ok()
+/// Bytes that are set aside now.
+pub(super) fn size(root: &OwnedFd) -> Result<u64> {
+    match rustix::fs::statat(root, RESERVE, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(u64::try_from(stat.st_size).unwrap_or(0)),
+        Err(Errno::NOENT) => Ok(0),
+        Err(error) => Err(failure("cannot look at the reserve", error)),
+    }
 }
 
 /// Random bytes, because zeros might be compressed away or stored as a hole.

@@ -36,7 +36,9 @@ fn survives_a_full_disk(publish: Publish, path: &Path) {
 
     let again = publishing(LocalStore::open(path).unwrap(), publish);
     assert_eq!(snapshot_of(&again).unwrap(), kept);
+    assert_eq!(again.reserve().unwrap(), Some(RESERVE_BYTES));
     assert!(again.release_reserve().unwrap());
+    assert_eq!(again.reserve().unwrap(), Some(0));
     assert_eq!(again.put_new("log/1", &[&[7; 100_000]]).unwrap(), Put::Created);
     again.restore_reserve().unwrap();
     assert!(!path.join(RESERVE).exists(), "there is no room for a reserve yet");

@@ -94,8 +94,8 @@ fn what_was_condemned_before_it_was_registered_is_put_back_while_it_is_there() {
         let plan = if stored > collector.stats().packs && !condemned {
             collector.plan_gc(&at_once(), &Silent).unwrap()
         } else if condemned && deleted == 0 {
-            let day = GcOptions { grace: Duration::from_secs(2 * 3600), ..GcOptions::default() };
-            collector.plan_gc(&day, &Silent).unwrap()
+            let late = GcOptions { grace: Duration::from_secs(7 * 3600), ..GcOptions::default() };
+            collector.plan_gc(&late, &Silent).unwrap()
         } else {
             return;
         };

@@ -8,7 +8,7 @@ pub(crate) mod record;
 pub(crate) mod state;
 pub(crate) mod text;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,16 +58,16 @@ impl Log {
         let before = state.next_sequence();
         let mut later = None;
         loop {
+            // Known before the next number is looked for: whoever wrote a later record had read that one, so it is not
+            // about to come.
+            let goes_on = later.is_some_and(|later| later > state.next_sequence());
             match self.find(state.next_sequence(), state)? {
+                Found::Absent if goes_on => state.pass_absent(),
                 Found::Absent => {
-                    // Whoever wrote a later record had read this one.
-                    if later.is_none_or(|later| later < state.next_sequence()) {
-                        later = if past_gaps { self.later_record(state)? } else { None };
-                    }
+                    later = if past_gaps { self.later_record(state.next_sequence())? } else { None };
                     if later.is_none() {
                         break;
                     }
-                    state.pass_absent();
                 }
                 Found::Void => state.pass_void(),
                 Found::Record(Decoded::Idle { previous }, hash) => state.pass_idle(previous, hash),
@@ -78,21 +78,28 @@ impl Log {
         Ok(state.next_sequence() - before)
     }
 
-    /// The number of a record that was written after the next one, which is absent. Anybody with access to the store can
-    /// put bytes under a later number; only a record shows that the log went on.
-    fn later_record(&self, state: &State) -> Result<Option<u64>> {
-        let next = state.next_sequence();
+    /// The number of the first record that is stored after number `next`, whoever signed it: the record that admitted its
+    /// writer may be what is lost. Other bytes under later numbers do not show that the log went on.
+    fn later_record(&self, next: u64) -> Result<Option<u64>> {
         let near = next.saturating_add(1)..=next.saturating_add(GAP_MAX);
-        let mut taken = BTreeSet::new();
+        let mut taken = BTreeMap::new();
         for prefix in [names::LOG.to_owned(), names::copy_of(names::LOG)] {
             self.store.list(&prefix, &mut |listed| {
-                taken.extend(names::log_sequence(&listed.name).filter(|number| near.contains(number)));
+                if let Some(number) = names::log_sequence(&listed.name).filter(|number| near.contains(number))
+                {
+                    taken.entry(number).or_insert_with(Vec::new).push(listed.name);
+                }
                 Ok(())
             })?;
         }
-        for number in taken {
-            if let Found::Record(..) = self.find(number, state)? {
-                return Ok(Some(number));
+        for (number, names) in taken {
+            for name in names {
+                match self.store.get_whole(&name, record::RECORD_BYTES_MAX) {
+                    Ok(bytes) if Record::is_named(&self.id, number, &bytes) => return Ok(Some(number)),
+                    Ok(_) => {}
+                    Err(error) if matches!(error.code(), Code::NotFound | Code::Integrity) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(None)

@@ -408,6 +408,17 @@ impl Record {
         Ok(out)
     }
 
+    /// Whether the bytes call themselves the record of this log and number.
+    pub(crate) fn is_named(log: &LogId, sequence: u64, bytes: &[u8]) -> bool {
+        let mut input = Decoder::new("log record", bytes);
+        let mut head = || -> Result<(u64, [u8; 32])> {
+            input.expect(MAGIC)?;
+            let (_version, _kind) = (input.u16()?, input.u16()?);
+            Ok((input.u64()?, input.array()?))
+        };
+        head().is_ok_and(|head| head == (sequence, log.0))
+    }
+
     /// Parses the record of number `sequence` and checks who signed it. `signer` knows everyone who ever could.
     ///
     /// Errors: [`Code::Integrity`] for bytes that are no record of this repository and number, signed by somebody it

@@ -259,7 +259,9 @@ fn bytes_beyond_the_end_do_not_move_it() {
     let writer = bench.writer.clone();
     bench.append(&writer, commit(1)).unwrap();
     bench.store.put_new(&names::log_record(40), &[b"not a record"]).unwrap();
-    plant_far_off(&bench, &SigningKey::generate().unwrap(), 60);
+    bench.log.id = LogId([8; 32]);
+    plant_far_off(&bench, &writer, 60);
+    bench.log.id = LogId([7; 32]);
     assert_eq!(bench.read_again().next_sequence(), 2);
 }
 

@@ -118,6 +118,13 @@ pub(crate) fn register(ingest: &mut Ingest) -> Result<()> {
     let older = ingest.references.iter().filter(|(group, _)| !is_ours(group));
     let mut needed: References = older.map(|(group, segments)| (*group, segments.clone())).collect();
     rely::need(&mut needed, &packs);
+    if packs.is_empty() {
+        shared.refresh()?;
+        if rely::holds(&ingest.fetch, &needed, &ingest.rescued)? {
+            ingest.forget_usable();
+            return Ok(());
+        }
+    }
     append(ingest, &needed, &packs, &runs, None)?;
     ingest.groups.forget(&packs);
     ingest.forget_usable();

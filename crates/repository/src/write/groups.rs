@@ -23,8 +23,8 @@ use crate::wrap;
 /// Pages are sought one by one, so their segments are smaller.
 const META_SEGMENT_BYTES: usize = 256 << 10;
 
-/// Stored packs are registered after this time, however few they are: a collector takes what no record names for
-/// garbage once its grace is over.
+/// Stored packs are registered after this time, however few they are: a collector takes what no record names, and
+/// deletes what it condemned, once its grace is over.
 const REGISTER_AFTER: Duration = Duration::from_secs(6 * 3600);
 
 /// Where something was put.
@@ -63,7 +63,7 @@ pub(crate) struct Groups {
     /// Packs stored but not yet registered in the log, with what the index must know of them.
     stored: Vec<PackEntry>,
     tags: HashMap<GroupId, GroupTags>,
-    /// When the oldest of them was stored, or the last ones were taken.
+    /// When they were last taken.
     since: Time,
     written_bytes: u64,
 }
@@ -239,9 +239,6 @@ impl Groups {
     }
 
     fn collect(&mut self, all: bool) -> Result<()> {
-        if self.stored.is_empty() {
-            self.since = self.shared.clock.now();
-        }
         self.stored.extend(self.uploader.collect(all)?);
         Ok(())
     }
@@ -259,16 +256,17 @@ impl Groups {
         if self.waiting.is_empty() { Ok(()) } else { Err(Error::bug("a group lost a segment")) }
     }
 
-    /// Whether there are packs that should be registered by now.
+    /// Whether it is time to register packs, or to look whether something that the run relies on was condemned.
     pub(crate) fn should_register(&mut self) -> Result<bool> {
         self.collect(false)?;
-        let waited = self.shared.clock.now().since(self.since) >= REGISTER_AFTER;
-        Ok(self.stored.len() >= self.shared.tuning.register_packs || waited && !self.stored.is_empty())
+        let waited = self.shared.clock.now().since(self.since);
+        Ok(self.stored.len() >= self.shared.tuning.register_packs || waited >= REGISTER_AFTER)
     }
 
     /// Takes stored packs, and what the index must know of them, for a commit. A pack whose store is still under way
     /// comes with a later one.
     pub(crate) fn take_unregistered(&mut self) -> (Vec<PackEntry>, Vec<GroupTags>) {
+        self.since = self.shared.clock.now();
         let packs = std::mem::take(&mut self.stored);
         let groups = packs.iter().flat_map(|pack| &pack.groups);
         let tags = groups.filter_map(|group| self.tags.remove(&group.id)).collect();

@@ -81,6 +81,18 @@ impl Lacks {
     }
 }
 
+/// Whether all that is needed is promised by the log as it was last read.
+pub(super) fn holds(fetch: &Fetch, needed: &References, own: &[PackEntry]) -> Result<bool> {
+    let mut owners = Owners::new();
+    loop {
+        let lacks = Lacks::of(&fetch.shared().state(), needed, own, &owners);
+        if lacks.unknown.is_empty() {
+            return Ok(lacks.is_empty());
+        }
+        ask_owners(fetch, &lacks, &mut owners)?;
+    }
+}
+
 /// Adds everything that the packs hold.
 pub(super) fn need(needed: &mut References, packs: &[PackEntry]) {
     for group in packs.iter().flat_map(|pack| &pack.groups) {

@@ -46,3 +46,28 @@ fn full(length: usize, wanted: usize) -> Result<()> {
     }
     Err(Error::integrity(format!("compressed data unpacks to {length} bytes instead of {wanted}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{deflate, zlib, zstd};
+
+    const CONTENT: [u8; 1000] = [7; 1000];
+
+    fn check(unpack: impl Fn(&[u8], &mut [u8]) -> bool, packed: &[u8]) {
+        let [mut short, mut exact, mut long] = [999, 1000, 1001].map(|length| vec![0; length]);
+        assert!(!unpack(packed, &mut short) && !unpack(packed, &mut long));
+        assert!(unpack(&[packed, b"what was there before"].concat(), &mut exact));
+        assert_eq!(exact, CONTENT);
+        assert!(!unpack(&packed[..packed.len() - 1], &mut exact));
+    }
+
+    #[test]
+    fn what_unpacks_to_less_or_more_than_it_should_is_damage() {
+        let frame = ::zstd::bulk::compress(&CONTENT, 3).unwrap();
+        check(|stored, whole| zstd(stored, whole).is_ok(), &frame);
+        let raw = miniz_oxide::deflate::compress_to_vec(&CONTENT, 6);
+        check(|stored, whole| deflate(stored, whole).is_ok(), &raw);
+        let wrapped = miniz_oxide::deflate::compress_to_vec_zlib(&CONTENT, 6);
+        check(|stored, whole| zlib(stored, whole, whole.len()).is_ok(), &wrapped);
+    }
+}

@@ -103,6 +103,23 @@ fn vhdx_of_every_shape_reads_as_qemu_reads_it() {
     });
 }
 
+/// Among the entries about blocks stand others, one after every 4 GiB when blocks have 1 MiB.
+#[test]
+fn a_large_vhdx_is_read_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.vhdx");
+    shell(&format!("qemu-img create -q -f vhdx -o block_size=1M {} 9G", image.display()));
+    let writes = ["-c", "write -P 3 4095M 2M", "-c", "write -P 5 8191M 3M", "-c", "write -P 7 9215M 1M"];
+    run("qemu-io", ["-f", "vhdx"].into_iter().chain(writes).chain([image.to_str().unwrap()]));
+    let opened = open(&image, None, &Directories::of(&image).unwrap()).unwrap();
+    for (at, byte) in [(4094, 0), (4095, 3), (4096, 3), (4097, 0), (8190, 0), (8192, 5), (8194, 0), (9215, 7)]
+    {
+        let mut part = vec![1; 1 << 20];
+        opened.blocks.read_at(at << 20, &mut part).unwrap();
+        assert!(part.iter().all(|read| *read == byte), "{at} MiB");
+    }
+}
+
 /// Random writes; QEMU can neither discard nor write zeros in VHDX.
 pub(crate) fn write_only(image: &Path, size: u64, random: &mut Rng) {
     let writes = (0..30).flat_map(|_| {

@@ -165,6 +165,7 @@ fn a_group_on_partitions_survives_many_changes_of_its_metadata() {
     // The metadata goes round its ring of 64 KiB more than once.
     for round in 0..45 {
         loops.lvm(&format!("lvchange --quiet --addtag round{round} vg/home"));
+        assert_eq!((open(&disks).volumes.len(), open(&disks).notes.len()), (2, 0), "round {round}");
     }
     drop(loops);
     let layout = open(&disks);
@@ -192,6 +193,27 @@ fn other_kinds_of_logical_volumes_are_told_about() {
         "{:?}",
         layout.notes
     );
+}
+
+#[test]
+fn a_disk_that_missed_changes_does_not_undo_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let disks = disks(folder.path(), 2);
+    let loops = Loops::of(&disks);
+    loops.lvm(&format!("vgcreate --quiet -s 1M vg {}", loops.0.join(" ")));
+    loops.lvm("lvcreate --quiet -an -Zn -Wn -n home -l 3 vg");
+    let old: Vec<_> = disks.iter().map(|disk| std::fs::read(disk).unwrap()).collect();
+    loops.lvm("lvextend --quiet -l 8 vg/home");
+    drop(loops);
+    let new: Vec<_> = disks.iter().map(|disk| std::fs::read(disk).unwrap()).collect();
+    for (stale, fresh) in [(0, 1), (1, 0)] {
+        std::fs::write(&disks[stale], &old[stale]).unwrap();
+        std::fs::write(&disks[fresh], &new[fresh]).unwrap();
+        assert_eq!(named(&open(&disks), "vg/home").blocks.size(), 8 * MIB);
+    }
+    // A copy of a disk beside the disk itself is noticed.
+    let twice = open(&[disks[0].clone(), disks[1].clone(), disks[0].clone()]);
+    assert!(twice.notes[0].contains("vdc is a copy of the physical volume vda"), "{:?}", twice.notes);
 }
 
 /// As installers set up a machine: one encrypted partition, and a volume group in it.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use mainstay_core::{Blocks, ExtentKind};
+use mainstay_core::{Blocks, Extent, ExtentKind};
 use mainstay_diskimage::container::{Directories, Format, OpenedImage, open};
 use mainstay_testkit::Rng;
 use serde_json::Value;
@@ -97,7 +97,8 @@ pub(crate) fn assert_extents(blocks: &dyn Blocks, image: &Path, format: &str, ex
     for told in serde_json::from_str::<Value>(&map).unwrap().as_array().unwrap() {
         let start = told["start"].as_u64().unwrap();
         let range = start..(start + told["length"].as_u64().unwrap()).min(blocks.size());
-        for extent in blocks.extents(range).unwrap() {
+        let within = |extent: &&Extent| extent.range.start < range.end && range.start < extent.range.end;
+        for extent in extents.iter().filter(within) {
             if told["zero"] == true {
                 assert_ne!(extent.kind, ExtentKind::Data, "{extent:?} in {told}");
             }

@@ -160,10 +160,12 @@ fn a_group_on_partitions_survives_many_changes_of_its_metadata() {
     // The partition as a device: the kernel's partition scan is not needed.
     let device = shell(&format!("losetup --find --show --offset {} {}", 5 * MIB, disks[0].display()));
     let loops = Loops(vec![device.trim().to_owned()]);
-    loops.lvm(&format!("vgcreate --quiet -s 1M --metadatasize 64k vg {}", loops.0[0]));
+    loops.lvm(&format!("vgcreate --quiet -s 1M vg {}", loops.0[0]));
     loops.lvm("lvcreate --quiet -an -Zn -Wn -n home -l 3 vg");
-    // The metadata goes round its ring of 64 KiB more than once.
-    for round in 0..45 {
+    // The ring has nearly 1 MiB, so the metadata is made long enough to go round it more than once.
+    let tags: String = (0..60).map(|number| format!(" --addtag {number}{}", "x".repeat(1000))).collect();
+    loops.lvm(&format!("lvchange --quiet{tags} vg/home"));
+    for round in 0..40 {
         loops.lvm(&format!("lvchange --quiet --addtag round{round} vg/home"));
         assert_eq!((open(&disks).volumes.len(), open(&disks).notes.len()), (2, 0), "round {round}");
     }

@@ -248,3 +248,43 @@ impl Blocks for Patched {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use mainstay_core::Blocks as _;
+    use mainstay_testkit::{MemoryBlocks, Part, Rng, for_each_seed};
+
+    use super::{Patched, UNIT};
+
+    #[test]
+    fn writes_over_writes_are_as_if_they_had_been_made() {
+        for_each_seed(300, |seed| {
+            let mut random = Rng::new(seed);
+            let unit = usize::try_from(UNIT).unwrap();
+            let mut model = random.bytes(6 * unit - 100);
+            let base = Arc::new(MemoryBlocks::new(vec![Part::Bytes(model.clone())]));
+            let mut patched = Patched { size: base.size(), base, patches: BTreeMap::new() };
+            for _ in 0..random.range(1..8) {
+                let at = random.below(8);
+                let page = random.chance(50).then(|| random.bytes(unit));
+                let length = if page.is_some() { unit } else { random.below(5) * unit };
+                model.resize(model.len().max(at * unit + length), 0);
+                let content = page.clone().unwrap_or_else(|| vec![0; length]);
+                model[at * unit..at * unit + length].copy_from_slice(&content);
+                patched.put((at * unit) as u64, length as u64, page).unwrap();
+            }
+            // Writing nothing lengthens nothing.
+            model.truncate(usize::try_from(patched.size()).unwrap());
+            for _ in 0..20 {
+                let start = random.below(model.len());
+                let end = start + random.below(model.len() - start + 1);
+                let mut read = vec![1; end - start];
+                patched.read_at(start as u64, &mut read).unwrap();
+                assert!(read == model[start..end]);
+            }
+        });
+    }
+}

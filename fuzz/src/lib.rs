@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use mainstay_core::{Blocks, Error, Extent, ExtentKind, Result};
+use mainstay_core::{Blocks, Error, Extent, ExtentKind, Piece, Result};
 use mainstay_diskimage::compose::extent;
+use mainstay_diskimage::fs::{self, FileSystem, Node, Opened};
 use mainstay_diskimage::volume::volumes;
 
 /// What is read and asked about at most, in bytes.
@@ -70,6 +71,46 @@ pub fn look_at_volumes(disk: Disk) {
         look(&*volume.blocks);
         let places = [volume.occupied(), volume.on_disk(0..LOOK)].concat();
         assert!(places.iter().all(|(disk, range)| *disk == 0 && range.end <= size));
+    }
+}
+
+/// Asks the file system on a volume everything there is to ask, within limits.
+pub fn look_at_file_system(disk: Disk) {
+    let size = disk.size;
+    let Ok(Opened::FileSystem(file_system)) = fs::open(Arc::new(disk)) else { return };
+    let mut seen = std::collections::HashSet::new();
+    let mut waiting = vec![file_system.root()];
+    while let Some(node) = waiting.pop().filter(|_| seen.len() < 64) {
+        if seen.insert(node) {
+            let _damaged = file_system.metadata(node);
+            let _damaged = file_system.extents(node);
+            read_some(&*file_system, node);
+            let page = file_system.read_dir(node, 0, 32).unwrap_or_default();
+            waiting.extend(page.entries.into_iter().map(|entry| entry.node));
+        }
+    }
+    let _damaged = file_system.free(&mut |range| {
+        assert!(range.start < range.end && range.end <= size, "free space beyond the end: {range:?}");
+        Ok(())
+    });
+    let mut left = 1000;
+    let _damaged = file_system.files(&mut |_, _| {
+        left -= 1;
+        if left > 0 { Ok(()) } else { Err(Error::integrity("enough")) }
+    });
+}
+
+fn read_some(file_system: &dyn FileSystem, node: Node) {
+    let Ok(content) = file_system.content(node) else { return };
+    let mut buffer = vec![0; 4096];
+    let mut offset = 0;
+    for _ in 0..16 {
+        match content.read(offset, &mut buffer) {
+            Ok(Piece::Data(length)) => offset += length as u64,
+            Ok(Piece::Hole(length)) => offset += length,
+            Ok(Piece::End) | Err(_) => return,
+        }
+        assert!(offset <= content.size(), "more than the size");
     }
 }
 

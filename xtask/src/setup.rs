@@ -44,7 +44,8 @@ const TESTS: &[Package] = &[
     ("libnbd-bin", "nbdinfo and nbdcopy, a second opinion on what our NBD server says"),
     ("lvm2", "vgcreate and lvcreate, for snapshots of logical volumes where the kernel has them"),
     ("mount", "mount, for all of these"),
-    ("ntfs-3g", "mkfs.ntfs, for images that are read without mounting"),
+    ("mtools", "mcopy, fills FAT file systems where the kernel knows none, and reads them for comparison"),
+    ("ntfs-3g", "mkntfs and ntfs-3g, for images that are read without mounting"),
     ("xfsprogs", "mkfs.xfs, for images that are read without mounting"),
 ];
 

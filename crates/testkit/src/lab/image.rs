@@ -63,7 +63,10 @@ impl GuestImage {
 /// Where cargo puts what it builds: this test lies somewhere below.
 fn build_directory() -> Result<PathBuf> {
     let test = std::env::current_exe().map_err(io("cannot tell where this test lies"))?;
-    let found = test.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
+    // Cargo writes the first into a directory that it makes, and the second into any that it uses.
+    let marks = ["CACHEDIR.TAG", ".rustc_info.json"];
+    let is_it = |directory: &&Path| marks.iter().any(|mark| directory.join(mark).exists());
+    let found = test.ancestors().find(is_it);
     found.map(Path::to_owned).ok_or_else(|| {
         Error::new(Code::Unsupported, format!("{} is in no build directory of cargo", test.display()))
     })

@@ -12,6 +12,9 @@ const VERSION: u32 = 1;
 /// The longest document that is read, in bytes.
 const DOCUMENT_MAX: usize = 16 << 20;
 
+/// The most that a firmware keeps, in bytes; the largest known is 64 MiB.
+const NVRAM_MAX: u64 = 64 << 20;
+
 /// A machine's configuration. What the neutral words do not know is in [`Machine::raw`] and comes back from there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -38,6 +41,9 @@ pub struct Machine {
     /// Not part of the neutral document: it is an item of its own.
     #[serde(skip)]
     pub raw: Option<RawDocument>,
+    /// The variables of the firmware, likewise.
+    #[serde(skip)]
+    pub nvram: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +143,16 @@ impl Machine {
             consoles: Vec::new(),
             agent: false,
             raw: None,
+            nvram: None,
+        }
+    }
+
+    /// Takes the variables of the firmware in, if they are in a file that can be read from here.
+    pub(super) fn read_nvram(&mut self) {
+        let Firmware::Uefi { nvram: Some(path), .. } = &self.firmware else { return };
+        let small = |metadata: std::fs::Metadata| metadata.is_file() && metadata.len() <= NVRAM_MAX;
+        if std::fs::metadata(path).is_ok_and(small) {
+            self.nvram = std::fs::read(path).ok();
         }
     }
 

@@ -32,4 +32,4 @@ pub use libvirt::LibvirtHost;
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
 pub use mark::{DiskMark, Marks};
 pub use qemu::{Accelerator, Emulator, EmulatorPlan, QemuHost, QemuMachine, overlay};
-pub use source::{DISKS, MACHINE, VmSource, disk_path};
+pub use source::{DISKS, MACHINE, NVRAM, VmSource, disk_path};

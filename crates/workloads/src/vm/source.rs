@@ -14,6 +14,9 @@ pub const DISKS: &str = "disks";
 /// The item that describes the machine in neutral words.
 pub const MACHINE: &str = "machine.json";
 
+/// The item that holds the variables of the machine's firmware.
+pub const NVRAM: &str = "nvram";
+
 /// The path of the item of a disk.
 pub fn disk_path(name: &str) -> Result<ItemPath> {
     let named = ItemPath::new(DISKS).and_then(|disks| disks.join(name.as_bytes()));
@@ -49,6 +52,9 @@ impl VmSource {
         if let Some(raw) = &machine.raw {
             items.push((path(raw.kind.item())?, What::Document(raw.text.clone())));
         }
+        if let Some(variables) = &machine.nvram {
+            items.push((path(NVRAM)?, What::Document(variables.clone())));
+        }
         for (number, disk) in snapshot.disks().iter().enumerate() {
             items.push((disk_path(&disk.name)?, What::Disk(number)));
         }
@@ -69,7 +75,13 @@ impl VmSource {
             }
             What::Disk(number) => {
                 if let Some(disk) = self.snapshot.disks().get(number) {
-                    metadata.attributes = vec![("mode".into(), disk.mode.name().into())];
+                    let known = self.snapshot.machine().disks.iter().find(|known| known.name == disk.name);
+                    if let Some(known) = known {
+                        let bus = known.bus.iter().map(|bus| ("bus".to_owned(), bus.clone().into_bytes()));
+                        metadata.attributes.extend(bus);
+                        metadata.attributes.push(("format".into(), known.format.clone().into_bytes()));
+                    }
+                    metadata.attributes.push(("mode".into(), disk.mode.name().into()));
                     if let DiskMode::Scan { why } = &disk.mode {
                         metadata.attributes.push(("why".into(), why.clone().into_bytes()));
                     }

@@ -127,6 +127,7 @@ impl LibvirtHost {
             Err(_) => self.virsh.run(&["dumpxml", uuid])?,
         };
         let mut machine = parse(&text)?;
+        machine.read_nvram();
         for disk in &mut machine.disks {
             let info = self.virsh.run(&["domblkinfo", uuid, &disk.name]).unwrap_or_default();
             let size = info.lines().find_map(|line| line.strip_prefix("Capacity:"));

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use mainstay_core::{Error, Result};
 
+use super::arguments::describe;
 use super::disks::disks;
 use super::{QemuMachine, identity, optional};
 use crate::vm::channel::clean;
@@ -48,6 +49,8 @@ pub(super) fn machine(known: &QemuMachine, qmp: &mut Qmp) -> Result<Machine> {
             read_only: false,
         });
     }
+    describe(&mut machine, &arguments);
+    machine.read_nvram();
     let text = serde_json::to_vec_pretty(&raw);
     let text = text.map_err(|error| Error::bug("cannot write a machine down").because(error))?;
     machine.raw = Some(RawDocument { kind: RawKind::QemuJson, text });

@@ -6,6 +6,7 @@
 //! one goes on recording *after* it, until the point is durable: both know too much rather than too little, whatever
 //! dies when.
 
+mod arguments;
 mod config;
 mod disks;
 mod emulator;

@@ -96,6 +96,11 @@ impl RunDir {
         path_of(scratch, run).join(PLACE)
     }
 
+    /// A file of ours in the directory, before it is made.
+    pub(super) fn file_of(scratch: &Path, run: &Id16, name: &str) -> PathBuf {
+        path_of(scratch, run).join(name)
+    }
+
     /// Leaves everything for the next run to clear away.
     pub(super) fn keep(&mut self) {
         self.keep = true;

@@ -11,6 +11,9 @@ use mainstay_core::{Blocks, Code, Error, Extent, Result, Run};
 /// More than a guest writes until the next look at what is free, in bytes.
 pub(super) const RESERVE: u64 = 512 << 20;
 
+/// A file system with less is as good as full, in bytes.
+const LEAST: u64 = 4 << 20;
+
 /// How often the space is looked at.
 const PERIOD: Duration = Duration::from_millis(50);
 
@@ -74,10 +77,11 @@ pub(super) struct Watched {
 
 /// Why reading fails, if it does since the snapshot was given up.
 pub(super) fn explain(broken: &Broken, scratch: &Path, error: Error) -> Error {
-    match broken.get() {
-        Some(_) => full(scratch).because(error),
-        None => error,
+    // QEMU may have given it up before we have seen why.
+    if broken.get().is_some() || free(scratch).is_some_and(|free| free < LEAST) {
+        return full(scratch).because(error);
     }
+    error
 }
 
 impl Blocks for Watched {

@@ -23,18 +23,36 @@ pub(crate) struct Disk {
     pub(crate) name: &'static str,
     pub(crate) format: &'static str,
     pub(crate) model: Vec<u8>,
-    guest: Option<Remote>,
+    guest: Option<Guest>,
+}
+
+/// How the guest gets at a disk.
+enum Guest {
+    Export(Box<Remote>),
+    /// A device of an emulator, whose guest does nothing; the monitor at this path writes for it.
+    Device(PathBuf),
 }
 
 pub(crate) struct Daemon {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) disks: Vec<Disk>,
     pub(crate) process: Option<Child>,
+    emulated: bool,
 }
 
 impl Daemon {
+    /// An emulator with real devices in the place of the daemon.
+    pub(crate) fn emulator(disks: &[(&'static str, &'static str, usize)]) -> Self {
+        Self::with(disks, true)
+    }
+
     pub(crate) fn new(disks: &[(&'static str, &'static str, usize)]) -> Self {
-        let mut daemon = Self { directory: tempfile::tempdir().unwrap(), disks: Vec::new(), process: None };
+        Self::with(disks, false)
+    }
+
+    fn with(disks: &[(&'static str, &'static str, usize)], emulated: bool) -> Self {
+        let mut daemon =
+            Self { directory: tempfile::tempdir().unwrap(), disks: Vec::new(), process: None, emulated };
         for (name, format, size) in disks {
             daemon.add_disk(name, format, *size);
         }
@@ -61,6 +79,9 @@ impl Daemon {
     /// Starts the daemon, and connects the guest to its disks.
     #[expect(clippy::disallowed_methods, reason = "the daemon is to be killed, stopped and started at will")]
     pub(crate) fn start(&mut self) {
+        if self.emulated {
+            return self.start_emulator();
+        }
         let (monitor, server) = (self.path("monitor"), self.path("server"));
         let mut command = Command::new("qemu-storage-daemon");
         command.arg("--chardev").arg(format!("socket,path={},server=on,wait=off,id=c", monitor.display()));
@@ -82,7 +103,31 @@ impl Daemon {
         self.process = Some(process.expect("qemu-storage-daemon is there: cargo xtask setup"));
         wait_for(|| UnixStream::connect(&server).is_ok());
         for disk in &mut self.disks {
-            disk.guest = Some(guest(&server, disk.name));
+            disk.guest = Some(Guest::Export(Box::new(guest(&server, disk.name))));
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the emulator is to be killed and started at will")]
+    fn start_emulator(&mut self) {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args("-nodefaults -no-user-config -display none -machine q35,accel=tcg -m 32".split(' '));
+        for socket in ["monitor", "writes"] {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.path(socket).display()));
+        }
+        for disk in &self.disks {
+            let (name, format, path) =
+                (disk.name, disk.format.trim_end_matches("-0.10"), self.path(disk.name));
+            command.arg("-blockdev").arg(format!(
+                "driver={format},node-name=node-{name},discard=unmap,file.driver=file,file.filename={},cache.no-flush=on",
+                path.display()
+            ));
+            command.arg("-device").arg(format!("virtio-blk-pci,drive=node-{name},id={name}"));
+        }
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        self.process = Some(process.expect("qemu-system-x86_64 is there: cargo xtask setup"));
+        wait_for(|| UnixStream::connect(self.path("writes")).is_ok());
+        for disk in &mut self.disks {
+            disk.guest = Some(Guest::Device(self.directory.path().join("writes")));
         }
     }
 
@@ -94,12 +139,17 @@ impl Daemon {
     }
 
     pub(crate) fn kill(&mut self) {
-        self.disks.iter().for_each(|disk| disk.guest.as_ref().unwrap().flush().unwrap());
+        for disk in &self.disks {
+            match disk.guest.as_ref().unwrap() {
+                Guest::Export(guest) => guest.flush().unwrap(),
+                Guest::Device(monitor) => order(monitor, disk.name, "flush"),
+            }
+        }
         let mut process = self.process.take().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
-        for stale in ["monitor", "server"] {
-            std::fs::remove_file(self.path(stale)).unwrap();
+        for stale in ["monitor", "server", "writes"] {
+            let _absent = std::fs::remove_file(self.path(stale));
         }
     }
 
@@ -129,16 +179,34 @@ impl Daemon {
 
     pub(crate) fn write(&mut self, disk: usize, offset: u64, bytes: &[u8]) {
         let disk = &mut self.disks[disk];
-        disk.guest.as_ref().unwrap().write_at(offset, bytes).unwrap();
-        disk.model[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        let part = &mut disk.model[offset as usize..][..bytes.len()];
+        match disk.guest.as_ref().unwrap() {
+            Guest::Export(guest) => {
+                guest.write_at(offset, bytes).unwrap();
+                part.copy_from_slice(bytes);
+            }
+            Guest::Device(monitor) => {
+                let (pattern, length) = (bytes[0], bytes.len());
+                order(monitor, disk.name, &format!("write -P {pattern} {offset} {length}"));
+                part.fill(pattern);
+            }
+        }
     }
 
     fn trim(&mut self, disk: usize, offset: u64, length: u64) {
         let disk = &mut self.disks[disk];
-        let guest = disk.guest.as_ref().unwrap();
-        guest.trim(offset..offset + length).unwrap();
-        // A trim is advice: what is there now is what the guest sees.
-        guest.read_at(offset, &mut disk.model[offset as usize..][..length as usize]).unwrap();
+        let part = &mut disk.model[offset as usize..][..length as usize];
+        match disk.guest.as_ref().unwrap() {
+            Guest::Export(guest) => {
+                guest.trim(offset..offset + length).unwrap();
+                // A trim is advice: what is there now is what the guest sees.
+                guest.read_at(offset, part).unwrap();
+            }
+            Guest::Device(monitor) => {
+                order(monitor, disk.name, &format!("write -z -u {offset} {length}"));
+                part.fill(0);
+            }
+        }
     }
 
     pub(crate) fn machine(&self) -> QemuMachine {
@@ -146,7 +214,7 @@ impl Daemon {
             name: "daemon".into(),
             monitor: self.path("monitor"),
             agent: None,
-            server: Some(self.path("server")),
+            server: (!self.emulated).then(|| self.path("server")),
         }
     }
 
@@ -194,6 +262,13 @@ impl Daemon {
         bitmaps.iter().map(|bitmap| bitmap["name"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// What each device of the emulator uses.
+    pub(crate) fn drivers(&self) -> Vec<String> {
+        let devices = Monitor::connect(&self.path("writes")).ask("query-block", serde_json::json!({}));
+        let devices = devices.as_array().unwrap().iter();
+        devices.map(|device| device["inserted"]["drv"].as_str().unwrap().to_owned()).collect()
+    }
+
     pub(crate) fn run(&self, command: &str, arguments: serde_json::Value) {
         Monitor::connect(&self.path("monitor")).ask(command, arguments);
     }
@@ -210,6 +285,14 @@ impl Drop for Daemon {
 
 pub(crate) fn host_of(machine: QemuMachine, scratch: PathBuf) -> QemuHost {
     QemuHost::new(vec![machine], scratch, Arc::new(ScriptedClock::default()))
+}
+
+/// Has the emulator do what its guest would have a device do.
+fn order(monitor: &Path, device: &str, what: &str) {
+    let line = format!("qemu-io -d /machine/peripheral/{device}/virtio-backend \"{what}\"");
+    let said =
+        Monitor::connect(monitor).ask("human-monitor-command", serde_json::json!({ "command-line": line }));
+    assert!(!said.as_str().unwrap().contains("rror"), "{line}: {said}");
 }
 
 fn guest(server: &Path, disk: &str) -> Remote {

@@ -16,6 +16,39 @@ enum Since {
     Death,
 }
 
+/// What the emulator's guest is made to do, takes longer.
+const EMULATED: [(&str, &str, usize); 2] = [("a", "qcow2", 2 << 20), ("b", "raw", 1 << 20)];
+
+#[test]
+fn points_of_an_emulator_are_what_its_devices_had_written() {
+    for_each_seed(2, |seed| {
+        let mut rng = Rng::new(seed);
+        let mut daemon = Daemon::emulator(&EMULATED);
+        let (mut marks, mut stored): (Option<Marks>, Vec<Vec<u8>>) = (None, Vec::new());
+        for run in 0..5 {
+            daemon.scribble(&mut rng, 8);
+            let snapshot = daemon.snapshot(&request(&mut rng, marks.as_ref())).unwrap();
+            let expected = daemon.models();
+            assert_eq!(daemon.drivers(), ["copy-before-write"; 2], "the filters are not in");
+            daemon.scribble(&mut rng, 8);
+            let told = modes(snapshot.as_ref());
+            assert_eq!(told, [if run == 0 { "full" } else { "incremental" }; 2]);
+            let mut captured = stored.clone();
+            capture(snapshot.as_ref(), &mut captured).unwrap();
+            same(&captured, &expected, &told);
+            if run == 0 || rng.chance(60) {
+                marks = Some(snapshot.marks().unwrap());
+                snapshot.commit().unwrap();
+                stored = captured;
+            } else {
+                drop(snapshot);
+            }
+            assert_eq!(daemon.drivers(), ["qcow2", "raw"], "the filters are not out");
+            assert_eq!(daemon.remains(), [""; 0]);
+        }
+    });
+}
+
 #[test]
 fn points_are_what_the_guest_had_written_whatever_happens_in_between() {
     let mut increments = 0;

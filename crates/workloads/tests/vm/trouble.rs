@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::agent::{Manner, serve};
-use crate::daemon::{Daemon, OWNER, capture, host_of, id, modes, request, run, wait_for};
+use crate::daemon::{Daemon, Monitor, OWNER, capture, host_of, id, modes, request, run, wait_for};
 
 const TWO: [(&str, &str, usize); 2] = [("a", "qcow2", 2 << 20), ("b", "qcow2", 1 << 20)];
 
@@ -211,10 +211,49 @@ fn when_the_scratch_space_runs_out_the_run_fails_and_the_guest_goes_on() {
     point(&daemon, &mut rng, Some(&marks), &mut stored, &["incremental", "incremental"]);
 }
 
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &["--lazy", self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn filters_give_the_snapshot_up_and_not_the_guest() {
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT RUN: only root can mount a file system that is full at once");
+        return;
+    }
+    let mut rng = Rng::new(14);
+    let mut daemon = Daemon::emulator(&[("a", "qcow2", 4 << 20)]);
+    daemon.write(0, 0, &vec![7; 4 << 20]);
+    let scratch = daemon.scratch();
+    let small = ["-t", "tmpfs", "-o", "size=1m", "none", scratch.to_str().unwrap()];
+    run("mount", &small);
+    let mounted = Mounted(scratch.clone());
+    let host = || host_of(daemon.machine(), scratch.clone()).scratch_reserve(0);
+    let first = host().snapshot(&id(), &request(&mut rng, None)).unwrap();
+    let marks = first.marks().unwrap();
+    let mut stored = Vec::new();
+    capture(first.as_ref(), &mut stored).unwrap();
+    first.commit().unwrap();
+    let snapshot = host().snapshot(&id(), &request(&mut rng, Some(&marks))).unwrap();
+    daemon.write(0, 0, &vec![8; 3 << 20]);
+    let error = snapshot.open(0).unwrap().read_at(0, &mut [0; 4096]).unwrap_err();
+    assert_eq!(error.code(), Code::Full, "{error:?}");
+    drop(snapshot);
+    drop(mounted);
+    let last = daemon.snapshot(&request(&mut rng, Some(&marks))).unwrap();
+    assert_eq!(modes(last.as_ref()), ["incremental"]);
+    capture(last.as_ref(), &mut stored).unwrap();
+    assert!(stored == daemon.models());
+}
+
 #[test]
 fn a_monitor_that_speaks_to_somebody_else_is_a_conflict() {
     let daemon = Daemon::new(&TWO);
-    let _busy = crate::daemon::Monitor::connect(&daemon.path("monitor"));
+    let _busy = Monitor::connect(&daemon.path("monitor"));
     let error = daemon.host().list().unwrap_err();
     assert_eq!(error.code(), Code::Conflict);
 }
@@ -294,8 +333,8 @@ fn process_that_is_killed_in_the_middle_of_a_run() {
     let machine = QemuMachine {
         name: "daemon".into(),
         monitor: here.join("monitor"),
-        agent: Some(here.join("agent")),
-        server: Some(here.join("server")),
+        agent: Some(here.join("agent")).filter(|agent| agent.exists()),
+        server: Some(here.join("server")).filter(|server| server.exists()),
     };
     let program = std::env::current_exe().unwrap();
     let arguments = ["--exact", "trouble::process_that_stands_guard", "--nocapture"].map(Into::into).to_vec();
@@ -351,6 +390,39 @@ fn a_run_that_is_killed_leaves_a_thawed_guest_a_clean_host_and_its_marks() {
         point(&daemon, &mut rng, Some(&marks), &mut stored, &["incremental", "incremental"]);
         ours(&daemon, "a");
     }
+}
+
+#[test]
+fn the_devices_of_a_run_that_is_killed_get_their_disks_back() {
+    let mut rng = Rng::new(15);
+    let mut daemon = Daemon::emulator(&[("a", "qcow2", 1 << 20), ("b", "raw", 1 << 20)]);
+    let first = daemon.snapshot(&request(&mut rng, None)).unwrap();
+    let marks = first.marks().unwrap();
+    let mut stored = Vec::new();
+    capture(first.as_ref(), &mut stored).unwrap();
+    first.commit().unwrap();
+    std::fs::write(daemon.path(KILLED), "").unwrap();
+    std::fs::write(daemon.path("marks"), marks.to_position().unwrap().0).unwrap();
+    let mut child = start_run(&daemon);
+    wait_for(|| daemon.path("reached").exists());
+    assert_eq!(daemon.drivers(), ["copy-before-write"; 2]);
+    daemon.scribble(&mut rng, 5);
+    // As if it were in the middle of putting the filters in.
+    let mut monitor = Monitor::connect(&daemon.path("writes"));
+    monitor.ask("stop", json!({}));
+    let directory = std::fs::read_dir(daemon.scratch()).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(directory.join("stopped"), "").unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for(|| std::fs::read_dir(daemon.scratch()).unwrap().count() == 0);
+    assert_eq!(monitor.ask("query-status", json!({}))["status"], "running");
+    drop(monitor);
+    assert_eq!((daemon.drivers(), daemon.remains()), (vec!["qcow2".into(), "raw".into()], vec![]));
+    daemon.scribble(&mut rng, 5);
+    let last = daemon.snapshot(&request(&mut rng, Some(&marks))).unwrap();
+    assert_eq!(modes(last.as_ref()), ["incremental"; 2]);
+    capture(last.as_ref(), &mut stored).unwrap();
+    assert!(stored == daemon.models());
 }
 
 #[test]

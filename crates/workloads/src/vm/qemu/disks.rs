@@ -16,6 +16,8 @@ const DEPTH_MAX: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     pub(super) name: String,
+    /// The device that the guest sees, as QEMU calls it; a storage daemon has none.
+    pub(super) device: Option<String>,
     pub(super) node: Node,
 }
 
@@ -127,7 +129,7 @@ pub(super) fn disks(qmp: &mut Qmp) -> Result<Vec<Disk>> {
         let Some(node) = device.inserted.filter(|node| !node.ro) else { continue };
         let id = device.qdev.as_deref().map(device_id).filter(|id| !id.is_empty());
         let name = id.or(Some(&device.device)).filter(|name| !name.is_empty()).unwrap_or(&node.node_name);
-        disks.push(Disk { name: item_name(name), node });
+        disks.push(Disk { name: item_name(name), device: device.qdev.clone(), node });
     }
     if disks.is_empty() {
         disks = exported(qmp)?;
@@ -141,6 +143,13 @@ pub(super) fn disks(qmp: &mut Qmp) -> Result<Vec<Disk>> {
     Ok(disks)
 }
 
+/// The devices, as QEMU calls them, and the node that each uses.
+pub(super) fn drives(qmp: &mut Qmp) -> Result<Vec<(String, String)>> {
+    let devices: Vec<BlockDevice> = qmp.ask("query-block", json!({}))?;
+    let drive = |device: BlockDevice| Some((device.qdev?, device.inserted?.node_name));
+    Ok(devices.into_iter().filter_map(drive).collect())
+}
+
 /// The disks of a storage daemon: what it exports to machines that run elsewhere.
 fn exported(qmp: &mut Qmp) -> Result<Vec<Disk>> {
     let exports: Vec<BlockExport> = qmp.ask("query-block-exports", json!({}))?;
@@ -149,7 +158,7 @@ fn exported(qmp: &mut Qmp) -> Result<Vec<Disk>> {
         let mut of = exports.iter().filter(|export| export.node_name == node.node_name);
         !node.ro && of.any(|export| !export.id.starts_with(super::PREFIX))
     };
-    let disk = |node: Node| Disk { name: item_name(&node.node_name), node };
+    let disk = |node: Node| Disk { name: item_name(&node.node_name), device: None, node };
     let mut disks: Vec<Disk> = nodes.into_iter().filter(wanted).map(disk).collect();
     disks.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(disks)

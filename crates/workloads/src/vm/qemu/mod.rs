@@ -2,7 +2,7 @@
 //! nobody else uses. `qemu-storage-daemon` is a machine too: its disks are what it exports.
 //!
 //! One moment of all disks is held by jobs that copy old content away before the guest overwrites it, started in one
-//! transaction ([`snapshot`]). What changed is told by dirty bitmaps. A new one begins *before* the moment and the old
+//! transaction ([`hold`]). What changed is told by dirty bitmaps. A new one begins *before* the moment and the old
 //! one goes on recording *after* it, until the point is durable: both know too much rather than too little, whatever
 //! dies when.
 
@@ -10,6 +10,7 @@ mod arguments;
 mod config;
 mod disks;
 mod emulator;
+mod hold;
 mod snapshot;
 mod undo;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! before      scratch files, NBD server, a new bitmap on each disk: it records more than it must
-//! the moment  [freeze] one transaction: from now on old content is copied away before it is overwritten [thaw]
+//! the moment  [freeze] from now on old content is copied away before it is overwritten ([`super::hold`]) [thaw]
 //! after       the old bitmap as it stands now, a little more than it must be, beside the frozen content on NBD
 //! commit      the old bitmap is removed         abandon   the new one is
 //! ```
@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay_core::{Blocks, Code, Consistency, Error, Result};
+use mainstay_core::{Blocks, Clock, Code, Consistency, Error, Result};
 use mainstay_nbd::{Address, Client};
 use serde_json::{Value, json};
 
 use super::disks::{Disk, disks};
+use super::hold::{Held, Hold};
 use super::undo::{Remains, remove_bitmap};
 use super::{DRIVER, PREFIX, QemuHost, QemuMachine, config, identity, state};
 use crate::vm::agent::Agent;
@@ -34,9 +35,6 @@ const GRANULARITY: u64 = 64 << 10;
 
 /// What a guest may take to trim its disks.
 const TRIM: Duration = Duration::from_secs(120);
-
-/// The first QEMU that gives up the snapshot, and not the guest's write, when old content cannot be copied away.
-const BREAKS_SNAPSHOT: (u64, u64) = (10, 1);
 
 /// The oldest QEMU that can show the frozen content (`snapshot-access`).
 const OLDEST: (u64, u64) = (7, 0);
@@ -75,6 +73,15 @@ enum SessionState {
     /// Nothing can be read any more; the new bitmaps are still there.
     LetGo,
     Committed,
+}
+
+/// What counts when the disks are held.
+struct Moment<'a> {
+    /// The guest's processors are at work.
+    running: bool,
+    /// The longest that the guest may stand still.
+    limit: Duration,
+    clock: &'a dyn Clock,
 }
 
 /// A disk and its bitmaps.
@@ -117,7 +124,9 @@ pub(super) fn take(
     let tracked = tracked.into_iter().map(|disk| Tracked::judge(disk, &id, request)).collect();
     let mut session = Session::open(host, known, qmp, request, tracked, agent.as_ref())?;
     session.prepare(request, &mut notes)?;
-    let (mut reached, frozen) = session.pin(agent.as_mut(), host, request.freeze_limit, &mut notes)?;
+    let mut hold = session.hold();
+    let moment = Moment { running, limit: request.freeze_limit, clock: host.clock.as_ref() };
+    let (mut reached, frozen) = session.pin(&mut hold, agent.as_mut(), &moment, &mut notes)?;
     if request.hooked && reached == Consistency::FileSystem {
         reached = Consistency::Application;
     }
@@ -127,9 +136,9 @@ pub(super) fn take(
     }
     session.publish()?;
     let disks = session.disks.iter().map(Tracked::shown).collect();
-    let breaks = session.qmp.version >= BREAKS_SNAPSHOT;
+    let endangered = hold.endangers_the_guest(&session.qmp);
     let (session, broken) = (Arc::new(Mutex::new(session)), Broken::default());
-    let watch = if breaks { None } else { Some(watch(host, &session, &broken)?) };
+    let watch = if endangered { Some(watch(host, &session, &broken)?) } else { None };
     let scratch = host.scratch.clone();
     Ok(QemuSnapshot { watch, session, broken, scratch, id, machine, disks, reached, frozen, notes })
 }
@@ -228,12 +237,18 @@ impl Session {
         disks: Vec<Tracked>,
         agent: Option<&Agent>,
     ) -> Result<Self> {
-        if qmp.version < BREAKS_SNAPSHOT {
-            check(&host.scratch, host.reserve)?;
-        }
+        check(&host.scratch, host.reserve)?;
         // `r` is no hexadecimal digit, so this begins no owner's name.
         let prefix = format!("{PREFIX}r{:.8}-", request.run.to_string());
-        let remains = Remains { qmp: known.monitor.clone(), prefix, server: known.server.is_none() };
+        let drives = disks.iter().map(|tracked| &tracked.disk);
+        let drives = drives.filter_map(|disk| Some((disk.device.clone()?, disk.node.node_name.clone())));
+        let remains = Remains {
+            qmp: known.monitor.clone(),
+            prefix,
+            server: known.server.is_none(),
+            drives: drives.collect(),
+            stopped: RunDir::file_of(&host.scratch, &request.run, "stopped"),
+        };
         let limit = u64::try_from(request.freeze_limit.as_millis()).unwrap_or(u64::MAX);
         let plan = Plan {
             thaw: known.agent.clone().map(|socket| Thaw::Agent { socket }),
@@ -297,18 +312,30 @@ impl Session {
         if keeps && add(true).is_ok() { Ok(()) } else { add(false) }
     }
 
+    /// Gets ready what will hold the disks.
+    fn hold(&mut self) -> Hold {
+        let held = self.disks.iter().enumerate().map(|(index, tracked)| Held {
+            device: tracked.disk.device.clone(),
+            node: tracked.disk.node.node_name.clone(),
+            scratch: self.name('s', index),
+            filter: self.name('f', index),
+            job: self.name('j', index),
+        });
+        let held = held.collect();
+        Hold::prepare(&mut self.qmp, held)
+    }
+
     /// The moment itself, with the guest standing still if it can: what was reached, and for how long it stood.
     fn pin(
         &mut self,
+        hold: &mut Hold,
         agent: Option<&mut Agent>,
-        host: &QemuHost,
-        limit: Duration,
+        moment: &Moment<'_>,
         notes: &mut Vec<String>,
     ) -> Result<(Consistency, Duration)> {
-        let actions: Vec<Value> = (0..self.disks.len()).filter_map(|index| self.backup_job(index)).collect();
-        let transaction = json!({ "actions": actions });
+        let stopped = self.remains.stopped.clone();
         let Self { qmp, guard: Some(guard), .. } = self else { return Err(Error::bug("a run has no guard")) };
-        let frozen = match agent.map(|agent| Frozen::begin(agent, guard, host.clock.as_ref(), limit)) {
+        let frozen = match agent.map(|agent| Frozen::begin(agent, guard, moment.clock, moment.limit)) {
             None => None,
             Some(Ok(frozen)) => Some(frozen),
             Some(Err(error)) => {
@@ -316,7 +343,7 @@ impl Session {
                 None
             }
         };
-        let started = qmp.run("transaction", transaction);
+        let started = hold.begin(qmp, moment.running, &stopped);
         let ended = frozen.map(Frozen::end);
         started.map_err(|error| error.during("cannot hold the disks still"))?;
         match ended {
@@ -334,18 +361,6 @@ impl Session {
                 Ok((Consistency::Crash, Duration::ZERO))
             }
         }
-    }
-
-    fn backup_job(&self, index: usize) -> Option<Value> {
-        let node = &self.disks.get(index)?.disk.node.node_name;
-        let mut data = json!({
-            "job-id": self.name('j', index), "device": node, "target": self.name('s', index), "sync": "none",
-            "filter-node-name": self.name('f', index),
-        });
-        if self.qmp.version >= BREAKS_SNAPSHOT {
-            data["on-cbw-error"] = "break-snapshot".into();
-        }
-        Some(json!({ "type": "blockdev-backup", "data": data }))
     }
 
     /// Offers the frozen content, with what changed before it.

@@ -1,14 +1,15 @@
 //! Taking away what a run put into a QEMU, after the run or after its death. Everything a run makes carries its
 //! prefix, so that one sweep finds it whatever the run got to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::disks::Node;
+use super::disks::{Node, drives};
+use super::hold::set_drive;
 use crate::vm::qmp::Qmp;
 
 /// What QEMU may take to let go of an export or a job.
@@ -22,6 +23,10 @@ pub(in crate::vm) struct Remains {
     pub(super) prefix: String,
     /// The run started the NBD server.
     pub(super) server: bool,
+    /// Devices that may use a filter of the run, and the nodes that are theirs.
+    pub(super) drives: Vec<(String, String)>,
+    /// A file that stands as long as the run has halted the guest's processors.
+    pub(super) stopped: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -47,10 +52,13 @@ impl Remains {
                 first = outcome;
             }
         };
+        // A guest that stands comes before everything.
+        note(continue_after(qmp, &self.stopped));
         // Whoever reads goes first, then what is read, then what keeps it.
         note(self.each(qmp, "query-block-exports", remove_export));
         note(self.nodes(qmp, "snapshot-access"));
         note(self.each(qmp, "query-jobs", cancel));
+        note(self.put_back(qmp));
         note(self.nodes(qmp, ""));
         note(self.bitmaps(qmp));
         if self.server {
@@ -74,6 +82,19 @@ impl Remains {
         ours.map(remove).fold(Ok(()), Result::and)
     }
 
+    /// Gives the devices their own disks back.
+    fn put_back(&self, qmp: &mut Qmp) -> Result<()> {
+        let mut outcome = Ok(());
+        for (device, used) in drives(qmp)?.iter().filter(|(_, used)| used.starts_with(&self.prefix)) {
+            let own = self.drives.iter().find(|(known, _)| known == device);
+            outcome = outcome.and(match own {
+                Some((_, own)) => set_drive(qmp, device, own),
+                None => Err(Error::bug(format!("whose node {used} of {device} is, is not known"))),
+            });
+        }
+        outcome
+    }
+
     /// Removes the bitmaps that lived for this run only.
     fn bitmaps(&self, qmp: &mut Qmp) -> Result<()> {
         let nodes: Vec<Node> = qmp.ask("query-named-block-nodes", json!({ "flat": true }))?;
@@ -85,6 +106,16 @@ impl Remains {
         }
         outcome
     }
+}
+
+/// Has the guest's processors go on, if a run has halted them.
+pub(super) fn continue_after(qmp: &mut Qmp, stopped: &Path) -> Result<()> {
+    if !stopped.exists() {
+        return Ok(());
+    }
+    qmp.run("cont", json!({}))?;
+    std::fs::remove_file(stopped)
+        .map_err(|error| Error::io(format!("cannot remove {}", stopped.display()), error))
 }
 
 pub(super) fn remove_bitmap(qmp: &mut Qmp, node: &str, name: &str) -> Result<()> {

@@ -209,6 +209,11 @@ impl Daemon {
         }
     }
 
+    /// Another connection of the guest's to a disk.
+    pub(crate) fn connect(&self, disk: &str) -> Remote {
+        guest(&self.path("server"), disk)
+    }
+
     pub(crate) fn machine(&self) -> QemuMachine {
         QemuMachine {
             name: "daemon".into(),

@@ -3,7 +3,9 @@
 use mainstay_testkit::{Rng, for_each_seed};
 use mainstay_workloads::vm::Marks;
 
-use crate::daemon::{Daemon, capture, modes, request};
+use mainstay_nbd::WritableBlocks as _;
+
+use crate::daemon::{Daemon, capture, modes, request, whole};
 
 const DISKS: [(&str, &str, usize); 3] =
     [("a", "qcow2", 6 << 20), ("b", "raw", (2 << 20) + 512), ("c", "qcow2-0.10", 1 << 20)];
@@ -14,6 +16,33 @@ enum Since {
     Nothing,
     Restart,
     Death,
+}
+
+#[test]
+fn nothing_is_lost_of_what_is_written_while_a_snapshot_is_taken() {
+    let mut rng = Rng::new(3);
+    let daemon = Daemon::new(&[("a", "qcow2", 4 << 20)]);
+    let (mut marks, mut stored): (Option<Marks>, Vec<Vec<u8>>) = (None, Vec::new());
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = || {
+            let (mut rng, guest) = (Rng::new(4), daemon.connect("a"));
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                guest.write_at(rng.range(0..1024) * 4096, &rng.bytes(4096)).unwrap();
+            }
+        };
+        scope.spawn(writer);
+        for run in 0..20 {
+            let snapshot = daemon.snapshot(&request(&mut rng, marks.as_ref())).unwrap();
+            let told = modes(snapshot.as_ref());
+            assert_eq!(told, [if run == 0 { "full" } else { "incremental" }]);
+            capture(snapshot.as_ref(), &mut stored).unwrap();
+            same(&stored, &[whole(snapshot.as_ref(), 0)], &told);
+            marks = Some(snapshot.marks().unwrap());
+            snapshot.commit().unwrap();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
 }
 
 /// What the emulator's guest is made to do, takes longer.

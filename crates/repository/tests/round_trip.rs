@@ -7,9 +7,9 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Bench, backup, compare, copy, large_items, open, options, request, restore};
-use mainstay_core::{Code, Event, ItemPath, Progress, Silent, SkipReason};
+use mainstay_core::{Code, Event, ItemPath, Progress, Silent, SkipReason, Stamp};
 use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope, WriteRequest};
-use mainstay_testkit::{TestItem, VecSource, for_each_seed, random_items};
+use mainstay_testkit::{Part, Rng, TestItem, VecSource, for_each_seed, random_items};
 
 #[test]
 fn random_trees_come_back_as_they_went_in() {
@@ -153,4 +153,38 @@ fn what_there_is_no_place_for_is_skipped_and_the_point_can_be_read() {
     compare(&items, &restore(&open(&bench), &point));
     let report = open(&bench).verify(&VerifyScope::default(), &Silent).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
+}
+
+/// Contents of more runs than stand in an item, changed behind a time and a size that did not.
+#[test]
+fn a_silent_change_is_found_however_long_the_recipe() {
+    let bench = Bench::new(0);
+    let block = |n: u64| Part::Bytes(Rng::new(n).bytes(16 << 10));
+    let hole = || Part::Hole(16 << 10);
+    let zeros = || Part::Bytes(vec![0; 16 << 10]);
+    let files = |version: u64| {
+        let pairs = |last: u64| (0..40).flat_map(move |n| [block(if n == 39 { last } else { n }), hole()]);
+        let ends = if version == 1 { [block(98), block(99), hole()] } else { [block(98), hole(), block(99)] };
+        let zero = if version == 1 { hole() } else { zeros() };
+        let disk = |name, parts| TestItem::disk(ItemPath::new(name).unwrap(), parts);
+        let mut items = vec![
+            disk("changed", pairs(100 + version).collect()),
+            disk("moved", pairs(39).chain(ends).collect()),
+            disk("same", pairs(39).chain([zero, block(50)]).collect()),
+            TestItem::file(ItemPath::new("stream").unwrap(), pairs(200 + version).collect()),
+        ];
+        items.iter_mut().for_each(|item| item.stamp = Stamp(vec![1; 8]));
+        items
+    };
+    backup(&bench.repository, files(1));
+    let write = |version| {
+        let target = open(&bench).write(WriteRequest { reread_one_in: 1, ..request(1) }).unwrap();
+        let point = copy(Box::new(VecSource::new(files(version))), Box::new(target)).unwrap();
+        open(&bench).read(&point).unwrap().skips().unwrap()
+    };
+    let found = write(2);
+    assert!(found.iter().all(|skip| skip.reason == SkipReason::SilentChange), "{found:?}");
+    let paths: Vec<_> = found.iter().map(|skip| skip.path.to_string()).collect();
+    assert_eq!(paths, ["changed", "moved", "stream"]);
+    assert_eq!(write(2), []);
 }

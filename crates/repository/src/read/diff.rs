@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mainstay_core::{ItemPath, Result};
 
 use super::point::{Entry, PointReader};
-use super::recipe;
+use super::same::same;
 use crate::fetch::{Fetch, MetaPages};
 use crate::format::item::{StoredItem, key_after, path_key, path_of_key};
 use crate::format::page::{Page, PageKind, PageRef, PageSource as _, for_each_page};
@@ -151,7 +151,7 @@ impl Diff {
                 let same_target = old.metadata.link_target == new.metadata.link_target;
                 if !same_kind
                     || !same_target
-                    || !recipe::same(&MetaPages::new(&self.fetch), None, &old.recipe, &new.recipe)?
+                    || !same(&MetaPages::new(&self.fetch), &old.recipe, &new.recipe)?
                 {
                     ChangeKind::Content
                 } else if old.metadata != new.metadata {

@@ -4,6 +4,7 @@ mod blocks;
 mod diff;
 mod point;
 pub(crate) mod recipe;
+pub(crate) mod same;
 mod source;
 mod stream;
 

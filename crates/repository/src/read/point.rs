@@ -8,7 +8,7 @@ use mainstay_core::{
 };
 
 use super::blocks::StoredBlocks;
-use super::recipe;
+use super::same::same;
 use super::source::PointSource;
 use super::stream::StoredContent;
 use crate::fetch::{Fetch, MetaPages};
@@ -266,6 +266,6 @@ impl PointReader {
 
     /// Whether two items have the same content, be they of one point or of two.
     pub fn same_content(&self, entry: &Entry, other: &Entry) -> Result<bool> {
-        recipe::same(&MetaPages::new(&self.fetch), None, &entry.recipe, &other.recipe)
+        same(&MetaPages::new(&self.fetch), &entry.recipe, &other.recipe)
     }
 }

@@ -1,15 +1,13 @@
-//! Recipes read back: their runs in order, and whether two of them make the same content.
+//! Recipes read back: their runs in order.
 
 use mainstay_core::{Error, Result};
 
-use crate::cut::ChunkId;
 use crate::fetch::MetaPages;
 use crate::format::directory::Directory;
 use crate::format::item::Recipe;
 use crate::format::page::{Cursor, Page, PageKind};
 use crate::format::run::{Run, RunDigest};
 use crate::format::segment::GroupId;
-use crate::write::Groups;
 
 /// The runs of a recipe, in order.
 pub(crate) enum Runs {
@@ -121,46 +119,4 @@ pub(crate) fn check_run(
     } else {
         Err(Error::integrity(format!("a recipe and the directory of group {group} disagree")))
     }
-}
-
-#[derive(PartialEq, Eq)]
-enum Part {
-    Chunk(ChunkId),
-    Zeros(u64),
-}
-
-/// Whether two recipes make the same content: the same chunks in the same order, wherever they lie. `fresh` knows
-/// the directories of groups that are being written.
-pub(crate) fn same(pages: &MetaPages, fresh: Option<&Groups>, left: &Recipe, right: &Recipe) -> Result<bool> {
-    if left == right {
-        return Ok(true);
-    }
-    if left.bytes() != right.bytes() {
-        return Ok(false);
-    }
-    Ok(parts(pages, fresh, left)? == parts(pages, fresh, right)?)
-}
-
-fn parts(pages: &MetaPages, fresh: Option<&Groups>, recipe: &Recipe) -> Result<Vec<Part>> {
-    let mut parts = Vec::new();
-    let mut runs = Runs::of(pages, recipe)?;
-    while let Some(run) = runs.next()? {
-        match run {
-            Run::Chunks { group, first, count, .. } => {
-                let mut extend = |directory: &Directory| {
-                    let chunks = directory.chunks().get(first as usize..first as usize + count as usize);
-                    parts.extend(chunks.unwrap_or_default().iter().map(|(id, _)| Part::Chunk(*id)));
-                };
-                match fresh.and_then(|fresh| fresh.directory(&group)) {
-                    Some(directory) => extend(directory),
-                    None => extend(pages.fetch.directory(&group)?.as_ref()),
-                }
-            }
-            Run::Hole(length) | Run::Zeros(length) => match parts.last_mut() {
-                Some(Part::Zeros(before)) => *before += length,
-                _ => parts.push(Part::Zeros(length)),
-            },
-        }
-    }
-    Ok(parts)
 }

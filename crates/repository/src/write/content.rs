@@ -8,6 +8,7 @@ use crate::cut::{ChunkId, Cutter, Profile, is_zero};
 use crate::format::item::{INLINE_RUNS_MAX, Recipe};
 use crate::format::page::{MapBuilder, PageKind};
 use crate::format::run::{Run, RunDigest};
+use crate::read::same::Part;
 
 /// How much is read at once.
 pub(crate) const READ_BYTES: usize = 2 << 20;
@@ -41,6 +42,7 @@ impl RecipeBuilder {
     }
 
     fn chunk(&mut self, id: ChunkId, spot: Spot, bytes: u64, ingest: &mut Ingest) -> Result<()> {
+        ingest.compare(Part::Chunk(id))?;
         if let Some(open) = &mut self.open
             && open.last.group == spot.group
             && open.last.slot + 1 == spot.slot
@@ -77,6 +79,7 @@ impl RecipeBuilder {
         if run.length() == 0 {
             return Ok(());
         }
+        ingest.compare(Part::Zeros(run.length()))?;
         self.end_run(ingest)?;
         match (self.runs.last_mut(), &run) {
             (Some(Run::Hole(length)), Run::Hole(more)) | (Some(Run::Zeros(length)), Run::Zeros(more)) => {

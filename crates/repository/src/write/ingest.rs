@@ -16,6 +16,7 @@ use crate::keys::DomainKeys;
 use crate::log::record::PackEntry;
 use crate::names;
 use crate::ranges::Ranges;
+use crate::read::same::{Comparison, Part};
 use crate::tree_copy::TreeCopyWriter;
 
 /// The segments that a point reaches, by group.
@@ -30,6 +31,8 @@ pub(crate) struct Ingest {
     pub(crate) copy: Option<TreeCopyWriter>,
     /// Packs of this run that hold what was condemned under it.
     pub(crate) rescued: Vec<PackEntry>,
+    /// What the body under way should be, while that is so.
+    pub(crate) comparison: Option<Comparison>,
     index: ChunkIndex,
     /// Numbers of the groups of this run in `index`.
     numbers: HashMap<GroupId, u32>,
@@ -54,6 +57,7 @@ impl Ingest {
             references: References::new(),
             copy: None,
             rescued: Vec::new(),
+            comparison: None,
             index,
             numbers: HashMap::new(),
             usable: HashMap::new(),
@@ -78,6 +82,16 @@ impl Ingest {
     pub(crate) fn forget_usable(&mut self) {
         self.usable.clear();
         self.last_hit = None;
+    }
+
+    /// Compares the next piece of the body under way with what it should be, as long as that can be read.
+    pub(crate) fn compare(&mut self, part: Part) -> Result<()> {
+        match self.comparison.as_mut().map(|comparison| comparison.feed(part)) {
+            Some(Err(error)) if error.code() == Code::Integrity => self.comparison = None,
+            Some(outcome) => outcome?,
+            None => {}
+        }
+        Ok(())
     }
 
     /// Stores content unless the repository has it. Returns its id and where it is.

@@ -13,6 +13,5 @@ mod point;
 mod pool;
 mod rely;
 
-pub(crate) use groups::Groups;
 pub use point::{Parent, PointWriter, WriteRequest};
 pub(crate) use pool::store_pack;

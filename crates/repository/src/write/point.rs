@@ -21,7 +21,7 @@ use crate::format::page::{Cursor, MapBuilder, PageKind, for_each_page};
 use crate::format::run::Run;
 use crate::keys::Powers;
 use crate::points::{Loaded, Points};
-use crate::read::recipe;
+use crate::read::same::Comparison;
 use crate::tree_copy::{self, TreeCopy, TreeCopyWriter};
 
 const ZSTD_LEVEL: i32 = 3;
@@ -296,7 +296,11 @@ impl PointWriter {
         before: Option<Recipe>,
     ) -> Result<Option<(Recipe, bool)>> {
         let read_before = self.counts.read_bytes;
-        let content = match self.read_content(body, before)? {
+        let comparison = expected.map(|recipe| Comparison::with(&self.pages, &recipe));
+        self.ingest.comparison = comparison.map(unless_damaged).transpose()?.flatten();
+        let outcome = self.read_content(body, before)?;
+        let comparison = self.ingest.comparison.take();
+        let content = match outcome {
             Outcome::Read(content) => content,
             Outcome::Unreadable(error) if error.code() == Code::Cancelled => return Err(error),
             Outcome::Unreadable(error) => {
@@ -316,15 +320,8 @@ impl PointWriter {
             let detail = "it changed while it was read".to_owned();
             self.notice(Skip { path: path.clone(), reason: SkipReason::Changed, detail })?;
         }
-        if let Some(expected) = expected
-            && !changed
-            && unless_damaged(recipe::same(
-                &self.pages,
-                Some(&self.ingest.groups),
-                &expected,
-                &content.recipe,
-            ))? == Some(false)
-        {
+        let comparison = comparison.filter(|_| !changed).map(Comparison::ends_here);
+        if comparison.map(unless_damaged).transpose()?.flatten() == Some(false) {
             let detail = "its content changed behind an unchanged time and size".to_owned();
             self.notice(Skip { path: path.clone(), reason: SkipReason::SilentChange, detail })?;
         }

@@ -1,7 +1,7 @@
 //! Recovery points as the repository knows them: stored header and body, and what the log says since.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mainstay_core::{
     BlobStore, Code, Consistency, Counts, Error, Id16, PointId, Position, Result, Time, WorkloadKind,
@@ -94,8 +94,7 @@ impl Points {
 
     /// Errors: [`Code::NotFound`] when the log knows no such point, [`Code::Integrity`] when it is damaged.
     pub(crate) fn load(&self, id: &PointId) -> Result<Arc<Loaded>> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(point) = loaded.get(id) {
+        if let Some(point) = self.lock().get(id) {
             return Ok(Arc::clone(point));
         }
         let expected = self.shared.state().point(id).map(|point| point.entry.hash);
@@ -103,8 +102,12 @@ impl Points {
             return Err(Error::new(Code::NotFound, format!("there is no point {id}")));
         };
         let point = Arc::new(self.read(id, &expected)?);
-        loaded.insert(*id, Arc::clone(&point));
+        self.lock().insert(*id, Arc::clone(&point));
         Ok(point)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PointId, Arc<Loaded>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the first copy that is whole.

@@ -49,7 +49,7 @@ pub enum Unlock<'a> {
 pub struct Repository {
     pub(crate) shared: Arc<Shared>,
     pub(crate) fetch: Arc<Fetch>,
-    pub(crate) points: Points,
+    pub(crate) points: Arc<Points>,
     memory: Option<Memory>,
 }
 
@@ -176,7 +176,7 @@ impl Repository {
         let shared = Arc::new(Shared::new(ring, log, config.features, folder, options.tuning));
         Self {
             fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
-            points: Points::new(Arc::clone(&shared)),
+            points: Arc::new(Points::new(Arc::clone(&shared))),
             memory,
             shared,
         }
@@ -274,7 +274,7 @@ impl Repository {
     /// Starts a new point. Needs the power to write.
     pub fn write(&self, request: WriteRequest) -> Result<PointWriter> {
         self.refresh()?;
-        PointWriter::new(Arc::clone(&self.fetch), &self.points, request)
+        PointWriter::new(Arc::clone(&self.fetch), Arc::clone(&self.points), request)
     }
 
     /// Appends a fact about a point.

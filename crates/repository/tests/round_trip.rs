@@ -6,8 +6,8 @@ mod common;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Bench, backup, compare, copy, large_items, open, options, request, restore};
-use mainstay_core::{Code, Event, ItemPath, Progress, Silent, SkipReason, Stamp};
+use common::{Bench, backup, compare, copy, large_items, open, options, request, restore, try_backup};
+use mainstay_core::{BlobStore as _, Code, Event, ItemPath, Progress, Silent, SkipReason, Stamp};
 use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope, WriteRequest};
 use mainstay_testkit::{Part, Rng, TestItem, VecSource, for_each_seed, random_items};
 
@@ -187,4 +187,23 @@ fn a_silent_change_is_found_however_long_the_recipe() {
     let paths: Vec<_> = found.iter().map(|skip| skip.path.to_string()).collect();
     assert_eq!(paths, ["changed", "moved", "stream"]);
     assert_eq!(write(2), []);
+}
+
+#[test]
+fn the_end_of_a_backup_looks_at_no_other_point() {
+    let bench = Bench::new(0);
+    let items = || large_items(1, 2, 1000);
+    for workload in [1, 2, 2, 2, 1, 2, 2, 2] {
+        try_backup(&bench.repository, workload, items()).unwrap();
+    }
+    let repository = open(&bench);
+    let last = repository.points().unwrap().into_iter().rfind(|point| point.workload.name == "workload-1");
+    let target = Box::new(repository.write(request(1)).unwrap());
+    // Points that cannot be had any more cost no work that is done, and the chain goes on.
+    for name in bench.store.snapshot().keys().filter(|name| name.contains("points/")) {
+        bench.store.delete(name).unwrap();
+    }
+    let point = copy(Box::new(VecSource::new(items())), target).unwrap();
+    let made = repository.points().unwrap().into_iter().find(|made| made.id == point).unwrap();
+    assert_eq!((made.sequence, made.parent), (3, last.map(|last| last.id)));
 }

@@ -37,9 +37,33 @@ pub(crate) fn find_parent(
         Parent::Point(id) => Ok(Some((id, points.load(&id)?))),
         Parent::Latest => {
             let live = shared.state().live_points().iter().map(|point| point.entry.id).collect();
-            newest(points, live, |loaded| loaded.header.workload == request.workload.id)
+            newest(points, live, &|loaded| loaded.header.workload == request.workload.id, &is_about_more)
         }
     }
+}
+
+/// The last point that the present key made of this workload; an expired one too, since the chain goes on behind it.
+/// A point that cannot be read is passed over, unless `gives_up` says otherwise.
+pub(crate) fn find_last_own(
+    shared: &Shared,
+    points: &Points,
+    request: &WriteRequest,
+    gives_up: &dyn Fn(&Error) -> bool,
+) -> Result<Option<(PointId, Arc<Loaded>)>> {
+    let writer = shared.ring.writer(Powers::WRITE)?.verifying_key().writer_id();
+    let state = shared.state();
+    let own = state.all_points().filter(|point| point.by == writer);
+    let mut own: Vec<_> = own.map(|point| (point.sequence, point.entry.id)).collect();
+    drop(state);
+    own.sort_unstable();
+    let is_wanted =
+        |loaded: &Loaded| loaded.header.writer == writer && loaded.header.workload == request.workload.id;
+    newest(points, own.into_iter().map(|(_, id)| id).collect(), &is_wanted, gives_up)
+}
+
+/// Whether an error is about more than the one point that was to be loaded.
+pub(crate) fn is_about_more(error: &Error) -> bool {
+    !matches!(error.code(), Code::Integrity | Code::TooNew)
 }
 
 /// The last of `ids`, which stand in the order of the log, that `wanted` accepts. A damaged point is passed over:
@@ -47,14 +71,14 @@ pub(crate) fn find_parent(
 fn newest(
     points: &Points,
     mut ids: Vec<PointId>,
-    wanted: impl Fn(&Loaded) -> bool,
+    wanted: &dyn Fn(&Loaded) -> bool,
+    gives_up: &dyn Fn(&Error) -> bool,
 ) -> Result<Option<(PointId, Arc<Loaded>)>> {
     while let Some(id) = ids.pop() {
         match points.load(&id) {
             Ok(loaded) if wanted(&loaded) => return Ok(Some((id, loaded))),
-            Ok(_) => {}
-            Err(error) if error.code() == Code::Integrity => {}
-            Err(error) => return Err(error),
+            Err(error) if gives_up(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(None)
@@ -82,6 +106,7 @@ pub(crate) fn learn_structure(ingest: &mut Ingest, parent: &Loaded) -> Result<()
 /// What a point needs beside what the ingest knows.
 pub(crate) struct Draft<'a> {
     pub(crate) request: &'a WriteRequest,
+    pub(crate) points: &'a Points,
     pub(crate) parent: Option<PointId>,
     pub(crate) items: Option<PageRef>,
     pub(crate) skips: Option<PageRef>,
@@ -271,17 +296,10 @@ fn store_point(
     let request = draft.request;
     let signer = shared.ring.writer(Powers::WRITE)?;
     let writer = signer.verifying_key().writer_id();
-    let points = Points::new(Arc::clone(ingest.fetch.shared()));
     shared.refresh()?;
-    // Expired points count: the chain goes on behind them.
-    let state = shared.state();
-    let follows = state.next_sequence();
-    let mut all: Vec<_> = state.all_points().map(|point| (point.sequence, point.entry.id)).collect();
-    drop(state);
-    all.sort_unstable();
-    let before = newest(&points, all.into_iter().map(|(_, id)| id).collect(), |loaded| {
-        loaded.header.writer == writer && loaded.header.workload == request.workload.id
-    })?;
+    let follows = shared.state().next_sequence();
+    // All but what was made since is known already, and nothing of that is worth the work of the whole run.
+    let before = find_last_own(shared, draft.points, request, &|_| false)?;
     let (sequence, previous) =
         before.map_or((1, [0; 32]), |(_, loaded)| (loaded.header.sequence + 1, loaded.hash));
     let header = Header {

@@ -63,6 +63,7 @@ pub struct PointWriter {
     items: MapBuilder,
     skips: MapBuilder,
     skips_listed: u64,
+    points: Arc<Points>,
     parent: Option<(PointId, Arc<Loaded>)>,
     previous: Previous,
     last_path: Option<ItemPath>,
@@ -139,12 +140,14 @@ impl Plan {
 }
 
 impl PointWriter {
-    pub(crate) fn new(fetch: Arc<Fetch>, points: &Points, request: WriteRequest) -> Result<Self> {
+    pub(crate) fn new(fetch: Arc<Fetch>, points: Arc<Points>, request: WriteRequest) -> Result<Self> {
         let shared = Arc::clone(fetch.shared());
         shared.ring.writer(Powers::WRITE)?;
         let domain = Arc::new(shared.domain()?.clone());
         request.progress.event(&Event::Phase(mainstay_core::Phase::Opening));
-        let parent = commit::find_parent(&shared, points, &request)?;
+        let parent = commit::find_parent(&shared, &points, &request)?;
+        // Loaded now, so that nothing but what is new must be looked at when everything else is done.
+        commit::find_last_own(&shared, &points, &request, &commit::is_about_more)?;
         let groups = Groups::new(Arc::clone(&shared), Arc::clone(&domain), request.jobs, ZSTD_LEVEL)?;
         let mut ingest = Ingest::new(Arc::clone(&fetch), Arc::clone(&domain), groups)?;
         let (pages, root) = last_tree(&fetch, &mut ingest, &request.workload.id, parent.as_ref())?;
@@ -158,6 +161,7 @@ impl PointWriter {
             skips: MapBuilder::new(PageKind::Skips, &domain.page_key),
             skips_listed: 0,
             previous: Previous { cursor: cursor.map(unless_damaged).transpose()?.flatten(), waiting: None },
+            points,
             parent,
             last_path: None,
             links: HashMap::new(),
@@ -421,6 +425,7 @@ impl Target for PointWriter {
         let skips = this.skips.finish(&mut MetaSink(&mut this.ingest))?;
         let draft = Draft {
             request: &this.request,
+            points: &this.points,
             parent: this.parent.as_ref().map(|(id, _)| *id),
             items,
             skips,

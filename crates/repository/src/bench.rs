@@ -131,7 +131,7 @@ pub(crate) fn restore(repository: &Repository, point: &Id16) -> Vec<u8> {
 pub(crate) enum Forgery {
     /// Other groups under the same ids.
     Groups,
-    /// The same groups with the same directories, and nothing behind them.
+    /// The same groups with the same directories, and nothing behind them; and so much else that repacking looks worth it.
     Segments,
 }
 
@@ -167,6 +167,11 @@ pub(crate) fn forge(hostile: &Repository, genuine: &PackId, forgery: Forgery) ->
             _ => vec![0x55; block.length as usize + 100],
         };
         builder.push(block.group, block.kind, block.ordinal, bytes);
+    }
+    if forgery == Forgery::Segments {
+        let header = GroupHeader { id: random_id().unwrap(), ..footer.groups[0].clone() };
+        let own = builder.add_group(header);
+        (0..30).for_each(|ordinal| builder.push(own, BlockKind::Segment, ordinal, vec![0x55; 100]));
     }
     let pack = builder.finish();
     store_pack(store, &pack).unwrap();

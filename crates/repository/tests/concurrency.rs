@@ -40,11 +40,14 @@ fn nobody_loses_anything_to_anybody_in_other_orders() {
     race_share(1);
 }
 
-/// A backup during which `meanwhile` is called after every item, with a collector's view of the repository.
-fn backup_while(mut meanwhile: impl FnMut(&Repository, &MemoryStore)) {
+/// A backup during which `meanwhile` is called after every item, with a collector's view of the repository; packs are
+/// registered after so many.
+fn backup_while(register_packs: usize, mut meanwhile: impl FnMut(&Repository, &MemoryStore)) {
     let (medium, clock, ring) = (MemoryStore::new(), clock(), KeyRing::create().unwrap());
     let store: Arc<dyn BlobStore> = Arc::new(medium.clone());
-    let repository = Repository::create(Arc::clone(&store), ring.clone(), &[], &small(&clock)).unwrap();
+    let mut options = small(&clock);
+    options.tuning.register_packs = register_packs;
+    let repository = Repository::create(Arc::clone(&store), ring.clone(), &[], &options).unwrap();
     let collector = open(Arc::clone(&store), &ring, &clock).unwrap();
     let items = files(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 30_000);
     let mut writer = Box::new(repository.write(WriteRequest { jobs: 0, ..request(1) }).unwrap());
@@ -61,7 +64,7 @@ fn backup_while(mut meanwhile: impl FnMut(&Repository, &MemoryStore)) {
 #[test]
 fn what_a_slow_writer_registered_is_left_alone_for_the_grace() {
     let mut registered = 0;
-    backup_while(|collector, _| {
+    backup_while(2, |collector, _| {
         let plan = collector.plan_gc(&GcOptions::default(), &Silent).unwrap();
         assert!(plan.dead.is_empty() && plan.repacked() == 0, "{plan:?}");
         registered = collector.stats().packs;
@@ -72,7 +75,7 @@ fn what_a_slow_writer_registered_is_left_alone_for_the_grace() {
 #[test]
 fn what_was_condemned_before_it_was_registered_is_rescued() {
     let mut condemned = 0;
-    backup_while(|collector, medium| {
+    backup_while(2, |collector, medium| {
         let stored = medium.snapshot().into_keys().filter(|name| name.starts_with("pack/")).count() as u64;
         // Only packs that no record names yet, and none is deleted.
         if stored > collector.stats().packs && condemned == 0 {
@@ -86,10 +89,9 @@ fn what_was_condemned_before_it_was_registered_is_rescued() {
 
 /// A run that takes longer than the collector waits: what it stored is condemned before a record names it, and by the
 /// time of its commit the bytes would be gone.
-#[test]
-fn what_was_condemned_before_it_was_registered_is_put_back_while_it_is_there() {
+fn put_back_in_time(register_packs: usize) {
     let (mut condemned, mut deleted) = (false, 0);
-    backup_while(|collector, medium| {
+    backup_while(register_packs, |collector, medium| {
         let stored = medium.snapshot().into_keys().filter(|name| name.starts_with("pack/")).count() as u64;
         let plan = if stored > collector.stats().packs && !condemned {
             collector.plan_gc(&at_once(), &Silent).unwrap()
@@ -104,4 +106,14 @@ fn what_was_condemned_before_it_was_registered_is_put_back_while_it_is_there() {
         deleted += done.deleted;
     });
     assert!(condemned && deleted > 0, "nothing was condemned and deleted");
+}
+
+#[test]
+fn what_was_condemned_before_it_was_registered_is_put_back_while_it_is_there() {
+    put_back_in_time(2);
+}
+
+#[test]
+fn packs_are_registered_in_time_however_few_they_are() {
+    put_back_in_time(1000);
 }

@@ -115,9 +115,13 @@ fn a_claim_made_before_its_owners_record_makes_nothing_superfluous() {
     let bench = Bench::new();
     let victim = ambushed(&bench, Forgery::Segments);
     let point = backup(&victim, &content(1));
-    assert!(bench.live_packs().len() >= 6, "each pack has a forged twin");
+    let hostile = bench.owner.writers().into_iter().find(|writer| writer.name == "hostile").unwrap().id;
+    let is_genuine = |pack: &PackState| pack.by != Some(hostile);
+    let genuine = bench.live_packs().into_iter().filter(is_genuine).count();
+    assert_eq!(bench.live_packs().len(), 2 * genuine, "each pack has a forged twin");
     bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
     bench.collect_all();
+    assert_eq!(bench.live_packs().into_iter().filter(is_genuine).count(), genuine);
     assert_eq!(restore(&bench.open(), &point), content(1));
     assert!(verify(&bench.open()).is_sound());
 }
@@ -150,6 +154,22 @@ fn nobody_relies_on_a_claim() {
     bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
     bench.collect_all();
     assert!(!packs.iter().any(|pack| bench.is_stored(pack)));
+    assert_eq!(restore(&bench.open(), &point), content(1));
+    assert!(verify(&bench.open()).is_sound());
+}
+
+#[test]
+fn a_claim_does_not_become_a_collectors_word() {
+    let bench = Bench::new();
+    let point = backup(&bench.owner, &content(1));
+    let packs = ids(&bench.live_packs());
+    let (hostile, _) = bench.writer("hostile");
+    register(&hostile, packs.iter().map(|pack| forge(&hostile, pack, Forgery::Segments)).collect());
+    bench.owner.refresh().unwrap();
+    condemn(&bench.owner, &packs);
+    bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
+    bench.collect_all();
+    bench.collect_all();
     assert_eq!(restore(&bench.open(), &point), content(1));
     assert!(verify(&bench.open()).is_sound());
 }

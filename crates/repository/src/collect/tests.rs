@@ -162,13 +162,25 @@ fn nobody_relies_on_a_claim() {
 fn a_claim_does_not_become_a_collectors_word() {
     let bench = Bench::new();
     let point = backup(&bench.owner, &content(1));
-    let packs = ids(&bench.live_packs());
+    let live = bench.live_packs();
+    let packs = ids(&live);
+    let of_structure = |pack: &&PackState| pack.entry.groups[0].class == Class::Structure;
+    let structure = live.iter().find(of_structure).unwrap().entry.id;
     let (hostile, _) = bench.writer("hostile");
     register(&hostile, packs.iter().map(|pack| forge(&hostile, pack, Forgery::Segments)).collect());
     bench.owner.refresh().unwrap();
     condemn(&bench.owner, &packs);
     bench.clock.advance(Duration::from_secs(3 * 24 * 3600));
+    // The genuine packs cannot be read for a while, so that there is nothing but the claims to copy.
+    let blobs = bench.store.snapshot();
+    let names: Vec<_> = packs.iter().map(names::pack).collect();
+    names.iter().for_each(|name| bench.store.delete(name).unwrap());
+    // The list of what the point reaches must be readable, or nothing is collected.
+    let structure = names::pack(&structure);
+    bench.store.put_new(&structure, &[&blobs[&structure]]).unwrap();
     bench.collect_all();
+    let away = names.iter().filter(|name| **name != structure);
+    away.for_each(|name| drop(bench.store.put_new(name, &[&blobs[name]]).unwrap()));
     bench.collect_all();
     assert_eq!(restore(&bench.open(), &point), content(1));
     assert!(verify(&bench.open()).is_sound());

@@ -179,8 +179,9 @@ fn a_claim_does_not_become_a_collectors_word() {
     let structure = names::pack(&structure);
     bench.store.put_new(&structure, &[&blobs[&structure]]).unwrap();
     bench.collect_all();
-    let away = names.iter().filter(|name| **name != structure);
-    away.for_each(|name| drop(bench.store.put_new(name, &[&blobs[name]]).unwrap()));
+    for name in names.iter().filter(|name| **name != structure) {
+        bench.store.put_new(name, &[&blobs[name]]).unwrap();
+    }
     bench.collect_all();
     assert_eq!(restore(&bench.open(), &point), content(1));
     assert!(verify(&bench.open()).is_sound());

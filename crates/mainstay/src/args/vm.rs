@@ -7,7 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::POINT_HELP;
 
 const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI such as qemu:///system, \
-                         qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU, \
+                         qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
+                         (NAME counts when it was started without -name), \
                          or dir:DIRECTORY for image files of machines that are shut down";
 
 #[derive(Debug, Subcommand)]

@@ -8,30 +8,10 @@ use std::time::Duration;
 use mainstay_core::{Blocks, Clock, Code, Error, ItemPath, Kind, Piece, Progress, Result};
 use mainstay_nbd::{Address, Counters, Export, Server, ServerOptions};
 use mainstay_repository::{Note, PointReader, Repository};
-use mainstay_workloads::vm::{
-    Accelerator, DISKS, Emulator, EmulatorPlan, MACHINE, Machine, MachineDisk, MachineId,
-};
+use mainstay_workloads::vm::{DISKS, Emulator, EmulatorPlan, MACHINE, Machine, MachineDisk, MachineId};
 
 /// The longest description of a machine, in bytes.
 const DOCUMENT_MAX: usize = 16 << 20;
-
-/// How a machine is run from its point.
-#[derive(Clone, Debug)]
-pub struct RunRequest {
-    /// For what the machine writes, its console and its sockets. What an earlier run of the same point left there is gone
-    /// on with.
-    pub directory: PathBuf,
-    /// Bytes; the machine's own when `None`.
-    pub memory: Option<u64>,
-    pub cpus: Option<u32>,
-    /// Of all disks; the machine's own when `None`.
-    pub bus: Option<String>,
-    /// A network of its own, which leads out through this machine.
-    pub network: bool,
-    pub accelerator: Accelerator,
-    /// Options of QEMU that are added as they are.
-    pub options: Vec<String>,
-}
 
 /// A machine that runs from its point. Dropped, it is switched off; what it wrote stays in the directory.
 pub struct Instant {
@@ -45,10 +25,10 @@ impl Instant {
     /// Starts the machine of a point.
     ///
     /// Errors: those of the repository and of QEMU; [`Code::NotFound`] for a point without disks.
-    pub fn start(reader: &PointReader, request: &RunRequest) -> Result<Self> {
+    pub fn start(reader: &PointReader, plan: &EmulatorPlan) -> Result<Self> {
         let machine = machine(reader)?;
-        let failed = |error| Error::io(format!("cannot make {}", request.directory.display()), error);
-        std::fs::create_dir_all(&request.directory).map_err(failed)?;
+        let failed = |error| Error::io(format!("cannot make {}", plan.directory.display()), error);
+        std::fs::create_dir_all(&plan.directory).map_err(failed)?;
         let mut exports = Vec::new();
         for disk in &machine.disks {
             let path = ItemPath::new(DISKS).and_then(|disks| disks.join(disk.name.as_bytes()));
@@ -60,20 +40,10 @@ impl Instant {
             let blocks: Arc<dyn Blocks> = Arc::from(reader.blocks(&entry)?);
             exports.push(Export::read_only(disk.name.clone(), blocks));
         }
-        let socket = request.directory.join("nbd");
+        let socket = plan.directory.join("nbd");
         let server = Server::start(&Address::Unix(socket.clone()), exports, ServerOptions::default())?;
-        let plan = EmulatorPlan {
-            directory: request.directory.clone(),
-            server: socket,
-            memory: request.memory,
-            cpus: request.cpus,
-            bus: request.bus.clone(),
-            network: request.network,
-            accelerator: request.accelerator,
-            options: request.options.clone(),
-        };
         let disks = machine.disks.iter().map(|disk| disk.name.clone()).collect();
-        Ok(Self { emulator: Emulator::start(&machine, &plan)?, server, disks })
+        Ok(Self { emulator: Emulator::start(&machine, &socket, plan)?, server, disks })
     }
 
     /// What the machine has read from the repository so far, of all disks.
@@ -146,7 +116,7 @@ fn document(reader: &PointReader, entry: &mainstay_repository::Entry) -> Result<
 /// What must hold of a machine that was started from its point.
 #[derive(Clone, Debug)]
 pub struct ProofRequest {
-    pub run: RunRequest,
+    pub run: EmulatorPlan,
     /// For its agent to answer.
     pub limit: Duration,
     /// Lines for the guest's shell that must end with status 0.

@@ -14,7 +14,7 @@ mod view;
 
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
 pub use disks::{RawTarget, write_disk};
-pub use instant::{Instant, Proof, ProofRequest, RunRequest, machine, prove};
+pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};

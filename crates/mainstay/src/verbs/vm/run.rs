@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use mainstay_core::{Code, Counts, Error, Event, Progress as _, Result};
-use mainstay_engine::vm::{Instant, KIND, ProofRequest, RunRequest, prove as carry_out};
+use mainstay_engine::vm::{Instant, KIND, ProofRequest, prove as carry_out};
 use mainstay_repository::{PointReader, Repository};
-use mainstay_workloads::vm::Accelerator;
+use mainstay_workloads::vm::{Accelerator, EmulatorPlan};
 
 use super::super::{Done, duration, number};
 use crate::args::{Accel, Shape, VmProve, VmRun};
@@ -88,8 +88,8 @@ fn open(session: &mut Session, text: &str) -> Result<(Repository, PointReader)> 
     Ok((repository, reader))
 }
 
-fn request(shape: &Shape, directory: PathBuf, network: bool) -> RunRequest {
-    RunRequest {
+fn request(shape: &Shape, directory: PathBuf, network: bool) -> EmulatorPlan {
+    EmulatorPlan {
         directory,
         memory: shape.memory.map(|mebibytes| mebibytes << 20),
         cpus: shape.cpus,

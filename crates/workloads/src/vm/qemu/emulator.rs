@@ -29,10 +29,9 @@ const RECONNECT: u64 = 24 * 3600;
 /// How a machine is started.
 #[derive(Clone, Debug)]
 pub struct EmulatorPlan {
-    /// For overlays, sockets and logs; made if it is not there.
+    /// For what the machine writes, its console and its sockets; made if it is not there. What an earlier run left there
+    /// is gone on with.
     pub directory: PathBuf,
-    /// The socket of the NBD server that offers each disk under its name.
-    pub server: PathBuf,
     /// Bytes; the machine's own when `None`.
     pub memory: Option<u64>,
     pub cpus: Option<u32>,
@@ -65,11 +64,12 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Starts the machine: what it reads comes from the server, what it writes goes into overlays in the directory.
+    /// Starts the machine: what it reads comes from the NBD server at the socket `server`, which offers each disk under
+    /// its name; what it writes goes into overlays in the directory.
     ///
     /// Errors: [`Code::Unsupported`] without QEMU, or for firmware that is not here; QEMU's own words when it does not
     /// start.
-    pub fn start(machine: &Machine, plan: &EmulatorPlan) -> Result<Self> {
+    pub fn start(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot make {}", plan.directory.display()), error);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&plan.directory).map_err(failed)?;
         for disk in &machine.disks {
@@ -84,7 +84,7 @@ impl Emulator {
         }
         // The shell joins QEMU's complaints to its output and is then QEMU itself.
         let program = Program::new("sh", Duration::MAX).arguments(["-c", "exec \"$0\" \"$@\" 2>&1", QEMU]);
-        let (child, input) = program.arguments(words(machine, plan)?).attend(Some(output.into()))?;
+        let (child, input) = program.arguments(words(machine, server, plan)?).attend(Some(output.into()))?;
         let disks = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         let armed = Armed::new(format!("the machine {} to be switched off", machine.name));
         let directory = plan.directory.clone();
@@ -237,7 +237,7 @@ pub fn overlay(directory: &Path, disk: &str) -> PathBuf {
     directory.join(format!("{disk}.qcow2"))
 }
 
-fn words(machine: &Machine, plan: &EmulatorPlan) -> Result<Vec<String>> {
+fn words(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Vec<String>> {
     let at = |name: &str| plan.directory.join(name).display().to_string();
     let memory = plan.memory.or(machine.memory).unwrap_or(MEMORY) >> 20;
     let cpus = plan.cpus.or(machine.cpus).unwrap_or(1);
@@ -269,7 +269,7 @@ fn words(machine: &Machine, plan: &EmulatorPlan) -> Result<Vec<String>> {
     add("-device", "virtio-scsi-pci,id=scsi".into());
     for (number, disk) in machine.disks.iter().enumerate() {
         let name = &disk.name;
-        let server = json!({ "type": "unix", "path": plan.server.display().to_string() });
+        let server = json!({ "type": "unix", "path": server.display().to_string() });
         let base = json!({ "driver": "nbd", "node-name": format!("base-{name}"), "server": server,
             "export": name, "reconnect-delay": RECONNECT, "read-only": true });
         let file =

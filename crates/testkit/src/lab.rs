@@ -13,6 +13,7 @@ mod nbd;
 mod process;
 mod storage;
 mod writer;
+mod writers;
 
 pub use disk::{FileSystem, Fsck, blank, compare, formatted, to_raw};
 pub use guest::{Bus, Guest, GuestPlan};
@@ -23,6 +24,7 @@ pub use monitor::Monitor;
 pub use nbd::NbdGuest;
 pub use storage::StorageDaemon;
 pub use writer::check_rounds;
+pub use writers::Writers;
 
 use std::time::Duration;
 

@@ -129,7 +129,6 @@ impl GuestPlan {
                 .map(str::to_owned)
                 .collect();
         let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
-        add("-name", "mainstay-test".into());
         if !self.itself {
             add("-kernel", self.image.kernel.display().to_string());
             add("-initrd", self.image.initrd.display().to_string());

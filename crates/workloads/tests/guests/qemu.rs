@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mainstay_testkit::RealClock;
-use mainstay_testkit::lab::{Fsck, Guest, GuestPlan};
+use mainstay_testkit::lab::{Fsck, Guest, GuestPlan, Writers, compare};
 use mainstay_workloads::vm::{MachineId, QemuHost, QemuMachine};
 
-use crate::capture::{Protected, capture, report};
+use crate::capture::Protected;
 
 fn start() -> Guest {
     GuestPlan::new().unwrap().data(128).unwrap().start().unwrap()
@@ -37,16 +37,16 @@ fn points_of_a_guest_that_writes_all_the_time_are_moments_of_it_and_boot() {
     assert_eq!(protected.back_up(), ["full", "full"]);
     assert_eq!(protected.back_up(), ["incremental", "incremental"]);
     assert_eq!(protected.back_up(), ["incremental", "incremental"]);
-    report(&guest.standstills());
+    println!("by the guest's clock it stood still for {:?}", guest.standstills());
     // Bit by bit, once nothing moves.
-    protected.rest();
+    protected.writers.rest().unwrap();
     let snapshot = protected.snapshot();
-    for disk in 0..2 {
-        capture(snapshot.as_ref(), disk, &protected.image(disk));
-    }
+    protected.capture(snapshot.as_ref());
     drop(snapshot);
-    protected.compare([guest.disk(0), guest.disk(1)]);
-    protected.boot();
+    for (disk, image) in protected.images().into_iter().enumerate() {
+        compare(image, guest.disk(disk)).unwrap();
+    }
+    Writers::go_on(protected.images()).unwrap();
 }
 
 #[test]
@@ -61,13 +61,10 @@ fn the_emulator_dies_during_a_backup_and_the_next_point_is_whole() {
     assert!(blocks.read_at(0, &mut [0; 512]).is_err(), "a dead machine was read");
     drop((blocks, snapshot));
     guest.start_again().unwrap();
-    protected.work();
+    Writers::start(guest.inside()).unwrap();
     assert_eq!(protected.back_up(), ["scan", "scan"]);
     assert_eq!(protected.back_up(), ["incremental", "incremental"]);
     // What the power cut left behind is repaired by the journal, as after any power cut.
     guest.kill();
-    for disk in 0..2 {
-        mainstay_testkit::lab::to_raw(guest.disk(disk), &protected.image(disk)).unwrap();
-    }
-    protected.check(Fsck::AfterJournal, [0; 2], [u64::MAX; 2]);
+    Writers::check([guest.disk(0), guest.disk(1)], Fsck::AfterJournal, [0; 2], [u64::MAX; 2]).unwrap();
 }

@@ -1,0 +1,7 @@
+//! The program against real guests that never stop writing. `cargo xtask setup` brings what they need.
+
+#![cfg(test)]
+
+mod home;
+mod kills;
+mod points;

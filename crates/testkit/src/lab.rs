@@ -28,24 +28,30 @@ pub use writers::Writers;
 
 use std::time::Duration;
 
-use mainstay_core::{Code, Error, Result};
+use mainstay_core::{Clock as _, Code, Error, Result};
+
+use crate::RealClock;
 
 /// What every error says that may come from a machine nobody has prepared.
 const SETUP: &str = "`cargo xtask setup` brings what guests need";
 
 /// Long enough for a guest that boots while two busy processors emulate three others; a guard, not a measurement.
-const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Asks again every 20 ms until there is an answer, for at least `limit`.
-fn patiently<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    const PAUSE: Duration = Duration::from_millis(20);
-    for _ in 0..=limit.as_millis() / PAUSE.as_millis() {
+/// Asks again and again until there is an answer, for so long and at least once.
+///
+/// Errors: what `ask` fails with, [`Code::Io`] when the time is up.
+pub fn patiently<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = RealClock.monotonic() + limit;
+    loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
-        std::thread::sleep(PAUSE);
+        if RealClock.monotonic() > end {
+            return Err(Error::new(Code::Io, format!("{what}: nothing within {} seconds", limit.as_secs())));
+        }
+        RealClock.sleep(Duration::from_millis(20));
     }
-    Err(Error::new(Code::Io, format!("{what}: nothing within {} seconds", limit.as_secs())))
 }
 
 /// An error of the operating system, in one line.

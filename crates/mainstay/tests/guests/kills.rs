@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mainstay_testkit::Rng;
-use mainstay_testkit::lab::{Fsck, Guest, GuestPlan, Writers};
+use mainstay_testkit::lab::{Fsck, Guest, GuestPlan, PATIENCE, Writers, patiently};
 use serde_json::json;
 
 use crate::home::{Home, plain, references};
@@ -30,6 +30,11 @@ fn a_backup_that_is_killed_leaves_the_guest_thawed_and_the_next_point_whole() {
     for moment in moments {
         kill_at(moment, &guest, &home, &host);
         // Whoever stood by thaws it; nobody else will.
+        patiently("a thaw", PATIENCE, || {
+            let status = guest.ask_agent("guest-fsfreeze-status", json!({}))?;
+            Ok((status == "thawed").then_some(()))
+        })
+        .unwrap();
         writers.write_on().unwrap();
         let before = writers.rounds().unwrap();
         let line = home.back_up(&host, "web", &[]);
@@ -49,9 +54,9 @@ fn kill_at(moment: Moment, guest: &Guest, home: &Home, host: &str) {
     let mut program = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut ended = || program.try_wait().unwrap().is_some();
     match moment {
-        Moment::Freezing => wait_for(|| count("HOOK freeze") > frozen || ended()),
+        Moment::Freezing => wait_for(&mut || count("HOOK freeze") > frozen || ended()),
         Moment::After(delay) => {
-            wait_for(|| count("HOOK thaw") > thawed || ended());
+            wait_for(&mut || count("HOOK thaw") > thawed || ended());
             std::thread::sleep(delay);
         }
     }
@@ -61,7 +66,8 @@ fn kill_at(moment: Moment, guest: &Guest, home: &Home, host: &str) {
     program.wait().unwrap();
 }
 
-fn wait_for(mut met: impl FnMut() -> bool) {
+/// Looks often: the moment is short.
+fn wait_for(met: &mut dyn FnMut() -> bool) {
     while !met() {
         std::thread::sleep(Duration::from_millis(1));
     }

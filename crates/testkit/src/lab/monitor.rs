@@ -119,7 +119,7 @@ impl Agent {
         let mut agent = Self(Lines::connect(path)?);
         let mut number = 0;
         // Asked anew now and then: whatever was sent before the guest had its port open may be lost.
-        patiently(&format!("the agent behind {}", path.display()), limit / 20, || {
+        patiently(&format!("the agent behind {}", path.display()), limit, || {
             number += 1;
             let ask = json!({ "execute": "guest-sync-delimited", "arguments": { "id": number } });
             agent.0.send(&[0xff], &ask)?;

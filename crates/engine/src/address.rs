@@ -15,6 +15,9 @@ use crate::undo::UNDO;
 /// Fewer digits of a point's id are not taken for one.
 const PREFIX_MIN: usize = 4;
 
+/// Up to this moment counts what is newer than the latest point of a workload.
+pub const LATEST: Time = Time(i64::MAX);
+
 /// The point that `text` names, out of `points` in the order of the log. `zone` is for times that name none.
 ///
 /// Undo points are only found by their id or the name of their workload.
@@ -22,20 +25,31 @@ const PREFIX_MIN: usize = 4;
 /// Errors: [`Code::NotFound`] naming what comes nearest, [`Code::Usage`] for a text that can mean several points
 /// or none.
 pub fn find_point<'a>(text: &str, points: &'a [PointInfo], zone: &TimeZone) -> Result<&'a PointInfo> {
+    find_as_of(text, points, zone).map(|(point, _until)| point)
+}
+
+/// As [`find_point`], with the moment up to which what is newer belongs to the answer: [`LATEST`] for the latest, the
+/// time that was named, `None` when one point was named and nothing else is meant.
+pub fn find_as_of<'a>(
+    text: &str,
+    points: &'a [PointInfo],
+    zone: &TimeZone,
+) -> Result<(&'a PointInfo, Option<Time>)> {
     let (text, back) = split_back(text)?;
     let refuse = |error: Error| error.during(format!("cannot find the point {text:?}"));
-    let (scope, at) = match text.rsplit_once('@') {
+    let (scope, at, until) = match text.rsplit_once('@') {
         Some((workload, which)) => {
             let scope = of_workload(workload, points).map_err(refuse)?;
-            let at = within(which, &scope, zone).map_err(refuse)?;
-            (scope, at)
+            let (at, until) = within(which, &scope, zone).map_err(refuse)?;
+            (scope, at, until)
         }
         None => bare(text, points).map_err(refuse)?,
     };
-    at.checked_sub(back).and_then(|index| scope.get(index).copied()).ok_or_else(|| {
+    let found = at.checked_sub(back).and_then(|index| scope.get(index).copied()).ok_or_else(|| {
         let what = format!("there is no point {back} before {text:?}");
         Error::new(Code::NotFound, what).hint(format!("the oldest is {text}~{at}"))
-    })
+    })?;
+    Ok((found, until.filter(|_| back == 0)))
 }
 
 /// The points of the workload that `name` names, in order.
@@ -76,19 +90,20 @@ fn split_back(text: &str) -> Result<(&str, usize)> {
     Ok((front, digits.parse().map_err(usage)?))
 }
 
-type Found<'a> = (Vec<&'a PointInfo>, usize);
+/// The points of a workload, the one meant, and up to when what is newer counts.
+type Found<'a> = (Vec<&'a PointInfo>, usize, Option<Time>);
 
 /// A text without `@`.
 fn bare<'a>(text: &str, points: &'a [PointInfo]) -> Result<Found<'a>> {
     if text == "latest" {
         let scope: Vec<_> = points.iter().filter(|point| point.workload.kind.0 != UNDO).collect();
         let last = last(&scope)?;
-        return Ok((scope, last));
+        return Ok((scope, last, Some(LATEST)));
     }
     match of_workload(text, points) {
         Ok(scope) => {
             let last = last(&scope)?;
-            Ok((scope, last))
+            Ok((scope, last, Some(LATEST)))
         }
         Err(error) if error.code() == Code::Usage => Err(error),
         Err(no_workload) => {
@@ -98,18 +113,18 @@ fn bare<'a>(text: &str, points: &'a [PointInfo]) -> Result<Found<'a>> {
             let scope: Vec<_> = all.iter().filter(|point| Some(point.workload.id) == same).copied().collect();
             let found = all.get(index).map(|point| point.id);
             let at = scope.iter().position(|point| Some(point.id) == found).unwrap_or_default();
-            Ok((scope, at))
+            Ok((scope, at, None))
         }
     }
 }
 
-/// The index in `scope` of what stands after the `@`.
-fn within(which: &str, scope: &[&PointInfo], zone: &TimeZone) -> Result<usize> {
+/// The index in `scope` of what stands after the `@`, and up to when what is newer counts.
+fn within(which: &str, scope: &[&PointInfo], zone: &TimeZone) -> Result<(usize, Option<Time>)> {
     if which == "latest" {
-        return last(scope);
+        return Ok((last(scope)?, Some(LATEST)));
     }
     if let Some(index) = by_id(which, scope)? {
-        return Ok(index);
+        return Ok((index, None));
     }
     let Some(moment) = parse_time(which, zone) else {
         let what = format!("{which:?} is neither a time nor the start of a point's id");
@@ -118,7 +133,7 @@ fn within(which: &str, scope: &[&PointInfo], zone: &TimeZone) -> Result<usize> {
         return Err(Error::new(Code::NotFound, what).hint(hint));
     };
     let newest = scope.iter().rposition(|point| point.moment <= moment);
-    newest.ok_or_else(|| {
+    newest.map(|index| (index, Some(moment))).ok_or_else(|| {
         let oldest = scope.iter().map(|point| point.moment).min().unwrap_or_default();
         let what = format!("no point is as old as {}", show_time(moment, zone));
         Error::new(Code::NotFound, what).hint(format!("the oldest is of {}", show_time(oldest, zone)))
@@ -226,7 +241,7 @@ mod tests {
     use mainstay_core::Code;
     use mainstay_repository::PointInfo;
 
-    use super::{edits, find_point, parse_time, show_time};
+    use super::{LATEST, edits, find_as_of, find_point, parse_time, show_time};
     use crate::testing::point;
 
     fn berlin() -> TimeZone {
@@ -280,6 +295,24 @@ mod tests {
             let found =
                 find_point(text, &points, &berlin()).unwrap_or_else(|error| panic!("{text}: {error:?}"));
             assert_eq!(found.id, point(expected, "", "2026-01-01T00:00:00Z").id, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_newer_counts_up_to_the_time_that_is_named_and_not_for_a_point_that_is() {
+        let points = points();
+        let noon = parse_time("2026-11-02T12:00", &berlin());
+        for (text, until) in [
+            ("etc", Some(LATEST)),
+            ("etc@latest", Some(LATEST)),
+            ("latest", Some(LATEST)),
+            ("etc@2026-11-02T12:00", noon),
+            ("etc@2026-11-02T12:00~1", None),
+            ("etc@latest~1", None),
+            ("etc@aaaa0001", None),
+            ("bbbb", None),
+        ] {
+            assert_eq!(find_as_of(text, &points, &berlin()).unwrap().1, until, "{text}");
         }
     }
 

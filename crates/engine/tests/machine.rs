@@ -230,7 +230,7 @@ fn newer_files_lie_over_the_image_and_what_they_no_longer_have_is_gone() {
     let record = b"\x01netc\0retc\0p*.bak\0";
     let files = store_point(&bench.repository, "files", Agent(items.into_iter(), record));
     let view = MachineView::open(bench.reader.clone(), &|_| None).unwrap();
-    let mixed = MixedView::new(view, files).unwrap().unwrap();
+    let mixed = MixedView::new(Arc::new(view), files).unwrap().unwrap();
     let names = |directory: &str| -> Vec<String> {
         mixed.list(&path(directory)).unwrap().iter().map(|seen| seen.path.to_string()).collect()
     };
@@ -256,4 +256,33 @@ fn newer_files_lie_over_the_image_and_what_they_no_longer_have_is_gone() {
     assert_eq!((read("etc/fresh").as_deref(), read("etc/old.bak").as_deref()), (Some("new"), Some("old")));
     assert_eq!((read("srv/www/index.html").as_deref(), read("etc/fstab")), (Some("<p>hello"), None));
     assert!(!target.join("@machine").exists());
+}
+
+/// Several agents' points lie over each other, and what one left out as a cache shows from below.
+#[test]
+fn files_lie_over_files_and_caches_show_from_below() {
+    let bench = bench();
+    let file = |name: &str, text: &str| TestItem::file(path(name), vec![Part::Bytes(text.into())]);
+    let directory = |name: &str| TestItem::directory(path(name));
+    let tagged = vec![
+        directory("etc"),
+        directory("etc/nginx"),
+        file("etc/nginx/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55"),
+    ];
+    let later = vec![directory("srv"), directory("srv/www"), file("srv/www/index.html", "<p>later")];
+    let mut view: Arc<dyn PointView> = Arc::new(MachineView::open(bench.reader.clone(), &|_| None).unwrap());
+    for (items, record) in [(tagged, &b"\x01netc\0retc\0c\0"[..]), (later, &b"\x01nsrv/www\0rsrv/www\0"[..])]
+    {
+        let files = store_point(&bench.repository, "files", Agent(items.into_iter(), record));
+        view = Arc::new(MixedView::new(view, files).unwrap().unwrap());
+    }
+    let names = |directory: &str| -> Vec<String> {
+        view.list(&path(directory)).unwrap().iter().map(|seen| seen.path.to_string()).collect()
+    };
+    assert_eq!(names("etc"), ["etc/nginx"]);
+    assert_eq!(names("etc/nginx"), ["etc/nginx/CACHEDIR.TAG", "etc/nginx/nginx.conf"]);
+    assert_eq!(names("srv/www"), ["srv/www/index.html"]);
+    let walked: Vec<_> =
+        view.walk(&path("srv")).unwrap().map(|seen| seen.unwrap().path.to_string()).collect();
+    assert_eq!(walked, ["srv", "srv/lost+found", "srv/www", "srv/www/index.html"]);
 }

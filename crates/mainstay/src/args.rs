@@ -131,6 +131,7 @@ pub(crate) struct Init {
   mainstay backup ~/Documents
   mainstay backup /etc /srv --name config --tag before-upgrade
   mainstay backup / --one-file-system --exclude '*.iso' --skip-caches
+  mainstay backup / --machine web                between two images of the virtual machine web
   mainstay backup ~/Documents --dry-run          say what would be read; change nothing
 
 The same paths on the same machine are the same workload; only what changed is read again.
@@ -142,6 +143,13 @@ pub(crate) struct Backup {
     /// The workload's name [default: HOST:LAST-PART-OF-PATH]
     #[arg(long, value_name = "WORKLOAD")]
     pub name: Option<String>,
+    /// The virtual machine whose files these are, by name or UUID: they are shown over its image
+    /// [default: the machine that this runs in, if it is one]
+    #[arg(long, value_name = "MACHINE")]
+    pub machine: Option<String>,
+    /// They are of no virtual machine, whatever this runs in
+    #[arg(long, conflicts_with = "machine")]
+    pub no_machine: bool,
     /// Mark the point (can be repeated)
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
@@ -197,6 +205,7 @@ pub(crate) enum Snapshots {
     after_help = "Examples:
   mainstay points                                everything, oldest first
   mainstay points --workload documents --json
+  mainstay points web                            images and files of the machine web as one timeline
   mainstay points diff documents~1 documents     what the last run changed
   mainstay points hold latest --reason 'case 17' --until 2027-06-30"
 )]
@@ -209,6 +218,9 @@ pub(crate) struct Points {
 
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PointsList {
+    /// Only this workload; of a virtual machine also the points of its files
+    #[arg(value_name = "WORKLOAD", conflicts_with = "workload")]
+    pub of: Option<String>,
     /// Only this workload
     #[arg(long, short)]
     pub workload: Option<String>,
@@ -349,6 +361,9 @@ pub(crate) struct Restore {
     /// Place what is in the one PATH directly in DIR, without its own path
     #[arg(long, requires = "to")]
     pub strip: bool,
+    /// Of a virtual machine only its image, without newer files over it
+    #[arg(long)]
+    pub image_only: bool,
     /// What may happen to that which is there [default: new with --to, overwrite without]
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
@@ -391,6 +406,9 @@ pub(crate) struct Ls {
     /// Also what is below
     #[arg(long, short = 'R')]
     pub recursive: bool,
+    /// Of a virtual machine only its image, without newer files over it
+    #[arg(long)]
+    pub image_only: bool,
 }
 
 #[derive(Args, Debug)]
@@ -399,6 +417,9 @@ pub(crate) struct Cat {
     pub point: String,
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// Of a virtual machine only its image, without newer files over it
+    #[arg(long)]
+    pub image_only: bool,
 }
 
 #[derive(Args, Debug)]

@@ -17,6 +17,8 @@ pub struct Doors {
     pub zone: TimeZone,
     pub environment: Environment,
     pub host: String,
+    /// The identity of the virtual machine that this runs in, as its host knows it.
+    pub guest: Option<String>,
     /// The effective user is root.
     pub superuser: bool,
     pub directory: PathBuf,

@@ -2,6 +2,7 @@
 
 mod args;
 pub mod doors;
+mod guest;
 mod places;
 pub mod report;
 mod secrets;

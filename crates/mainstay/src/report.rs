@@ -100,6 +100,15 @@ impl Report {
         }
     }
 
+    /// A line of data that people read beside what they asked for.
+    pub fn aside(&self, line: &Line) {
+        if self.json {
+            self.write_json(line);
+        } else if let Some(text) = text::line(line, &self.zone) {
+            self.say(text.trim_end());
+        }
+    }
+
     /// Bytes as they are.
     pub fn raw(&self, bytes: &[u8]) {
         self.streams().write_out(bytes);

@@ -8,13 +8,15 @@ use jiff::tz::TimeZone;
 use mainstay_core::{Code, Error, Result, Time};
 use mainstay_engine::address;
 use mainstay_engine::view::PointView;
-use mainstay_engine::vm::{self, MachineView};
+use mainstay_engine::vm::{self, MachineView, compose, newer_files};
 use mainstay_repository::keys::kit::Kit;
 use mainstay_repository::{Options, PointInfo, Repository, Tuning, Unlock, store};
 
 use crate::args::Global;
 use crate::doors::Doors;
 use crate::places::Places;
+use crate::report::lines::Line;
+use crate::report::machines::Composed;
 use crate::report::{Report, RunProgress};
 use crate::secrets::{self, KeyFile};
 
@@ -93,19 +95,35 @@ impl Session {
     }
 
     /// Opens the repository and what can be browsed in the point that the text names: its items, or the files on the
-    /// disks of a machine.
-    pub(crate) fn open_view(&mut self, text: &str) -> Result<(Repository, Box<dyn PointView>)> {
+    /// disks of a machine, with newer files over them unless only the image is wanted.
+    pub(crate) fn open_view(
+        &mut self,
+        text: &str,
+        image_only: bool,
+    ) -> Result<(Repository, Arc<dyn PointView>)> {
         let repository = self.open()?;
-        let point = self.point(text, &repository.points()?)?;
+        let points = repository.points()?;
+        let (point, until) = address::find_as_of(text, &points, &self.zone)?;
         let reader = repository.read(&point.id)?;
         if point.workload.kind.0 != vm::KIND {
-            return Ok((repository, Box::new(reader)));
+            return Ok((repository, Arc::new(reader)));
         }
         let view = MachineView::open(reader, &|_| None)?;
         for note in view.notes() {
             self.report.say(note);
         }
-        Ok((repository, Box::new(view)))
+        let newer = until.filter(|_| !image_only).map(|until| newer_files(point, &points, until));
+        let composed = compose(&repository, view, &newer.unwrap_or_default())?;
+        self.say_composed(point, &composed.files, &composed.notes);
+        Ok((repository, composed.view))
+    }
+
+    /// Says which points are shown together, if it is more than one.
+    pub(crate) fn say_composed(&self, image: &PointInfo, files: &[PointInfo], notes: &[String]) {
+        notes.iter().for_each(|note| self.report.note(note));
+        if !files.is_empty() {
+            self.report.aside(&Line::Composed(Composed::of(image, files)));
+        }
     }
 
     /// Asks before something is destroyed or overwritten.

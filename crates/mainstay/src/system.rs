@@ -11,7 +11,7 @@ use mainstay_core::{Clock, Code, Error, Result, Time};
 use zeroize::Zeroizing;
 
 use crate::doors::{Doors, Environment, Person, Terminal};
-use crate::signals;
+use crate::{guest, signals};
 
 /// This machine and whoever sits at it. Asks for signals to be told through [`Cancel`] from now on.
 pub fn doors() -> Result<Doors> {
@@ -22,6 +22,7 @@ pub fn doors() -> Result<Doors> {
         zone: TimeZone::system(),
         environment: environment(),
         host: host(),
+        guest: guest::identity(std::path::Path::new("/")),
         superuser: rustix::process::geteuid().is_root(),
         directory,
         out: Box::new(std::io::stdout()),

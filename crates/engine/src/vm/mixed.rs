@@ -1,15 +1,14 @@
 //! Mixed mode: the image of a machine, and over it the newer files that its agent backed up. Where the agent looked, its
-//! point is the truth, and what it no longer has is gone; everywhere else the image shows.
+//! point is the truth, and what it no longer has is gone; everywhere else the image shows, or what lies over it already.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mainstay_core::{ItemPath, Kind, Open, Result, Skip, Source, StreamReader};
 use mainstay_repository::{PointInfo, PointReader};
-use mainstay_workloads::files::LeftOut;
+use mainstay_workloads::files::{CACHE_TAG, LeftOut};
 
 use super::source::{Deep, Selected, Step};
-use super::view::MachineView;
 use crate::view::{PointView, Seen, SeenWalk, not_found};
 
 /// The newest state of a machine's files.
@@ -17,7 +16,8 @@ use crate::view::{PointView, Seen, SeenWalk, not_found};
 pub struct MixedView(Arc<Inner>);
 
 struct Inner {
-    machine: MachineView,
+    /// The image, perhaps with other files over it.
+    below: Arc<dyn PointView>,
     files: PointReader,
     captured: LeftOut,
     /// What the agent could not read: there the image shows.
@@ -25,18 +25,13 @@ struct Inner {
 }
 
 impl MixedView {
-    /// Puts the point of a machine's files over its image. `None` when the point does not tell what it left out, so that
+    /// Puts the point of a machine's files over what there is of the machine. `None` when the point does not tell what it left out, so that
     /// nobody knows which files are gone.
-    pub fn new(machine: MachineView, files: PointReader) -> Result<Option<Self>> {
+    pub fn new(below: Arc<dyn PointView>, files: PointReader) -> Result<Option<Self>> {
         let Some(captured) = LeftOut::parse(&files.info().position.0) else { return Ok(None) };
         let skips = files.skips()?;
         let lost = skips.into_iter().filter(|skip| skip.reason.is_loss()).map(|skip| skip.path).collect();
-        Ok(Some(Self(Arc::new(Inner { machine, files, captured, lost }))))
-    }
-
-    /// The point whose files lie over the image.
-    pub fn files(&self) -> &PointInfo {
-        self.0.files.info()
+        Ok(Some(Self(Arc::new(Inner { below, files, captured, lost }))))
     }
 }
 
@@ -44,16 +39,31 @@ impl MixedView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layer {
     Files,
-    Machine,
+    Below,
 }
 
 impl Inner {
     /// Whether the agent looked at this path and, if it is not in its point, found nothing there.
-    fn is_captured(&self, path: &ItemPath) -> bool {
+    fn is_captured(&self, path: &ItemPath) -> Result<bool> {
         let mut roots = self.captured.roots.iter();
-        roots.any(|root| path.is_within(&root.real))
+        Ok(roots.any(|root| path.is_within(&root.real))
             && !self.captured.keeps(path)
             && !self.lost.iter().any(|lost| path.is_within(lost))
+            && !self.is_in_cache(path)?)
+    }
+
+    /// Whether a directory above the path was left out as a cache, of which only its tag was captured.
+    fn is_in_cache(&self, path: &ItemPath) -> Result<bool> {
+        if !self.captured.leaves_caches() {
+            return Ok(false);
+        }
+        for above in std::iter::successors(path.parent(), ItemPath::parent) {
+            let tag = above.join(CACHE_TAG).unwrap_or_default();
+            if tag != *path && self.files.lookup(&tag)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn find(&self, path: &ItemPath) -> Result<Option<(Layer, Seen)>> {
@@ -61,16 +71,16 @@ impl Inner {
         if inside && let Some(entry) = self.files.lookup(path)? {
             return Ok(Some((Layer::Files, Seen::from(entry))));
         }
-        if self.is_captured(path) {
+        if self.is_captured(path)? {
             return Ok(None);
         }
-        Ok(self.machine.lookup(path)?.map(|seen| (Layer::Machine, seen)))
+        Ok(self.below.lookup(path)?.map(|seen| (Layer::Below, seen)))
     }
 }
 
 impl PointView for MixedView {
     fn info(&self) -> &PointInfo {
-        self.0.machine.info()
+        self.0.below.info()
     }
 
     fn lookup(&self, path: &ItemPath) -> Result<Option<Seen>> {
@@ -85,9 +95,9 @@ impl PointView for MixedView {
         }
         let is_directory =
             |seen: Option<Seen>| seen.is_some_and(|seen| seen.metadata.kind == Kind::Directory);
-        if is_directory(self.0.machine.lookup(directory)?) {
-            for seen in self.0.machine.list(directory)? {
-                if !self.0.is_captured(&seen.path) {
+        if is_directory(self.0.below.lookup(directory)?) {
+            for seen in self.0.below.list(directory)? {
+                if !self.0.is_captured(&seen.path)? {
                     found.insert(seen.path.clone(), seen);
                 }
             }
@@ -111,13 +121,15 @@ impl PointView for MixedView {
     fn open(&self, path: &ItemPath) -> Result<Box<dyn StreamReader>> {
         match self.0.find(path)? {
             Some((Layer::Files, _)) => PointView::open(&self.0.files, path),
-            Some((Layer::Machine, _)) => self.0.machine.open(path),
+            Some((Layer::Below, _)) => self.0.below.open(path),
             None => Err(not_found(self, path)),
         }
     }
 
     fn skips(&self) -> Result<Vec<Skip>> {
-        self.0.machine.skips()
+        let mut skips = self.0.below.skips()?;
+        skips.extend(self.0.files.skips()?);
+        Ok(skips)
     }
 
     fn source(&self, selection: Vec<ItemPath>) -> Result<Box<dyn Source>> {

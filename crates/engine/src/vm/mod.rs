@@ -9,6 +9,7 @@ mod lean;
 mod mixed;
 mod restore;
 mod source;
+mod timeline;
 mod tree;
 mod view;
 
@@ -18,6 +19,7 @@ pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};
+pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
 pub use tree::{Keys, VolumeSeen};
 pub use view::MachineView;
 

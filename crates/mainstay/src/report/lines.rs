@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use mainstay_core::{Code, Counts, Error, ItemPath, Kind, Skip, Time};
 use mainstay_engine::view::Seen;
+use mainstay_engine::vm::machine_of;
 use mainstay_engine::workload::root_bytes;
 use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
@@ -62,6 +63,8 @@ pub enum Line {
     Repository(Repository),
     /// A machine of a host.
     Machine(machines::Machine),
+    /// Which points are shown together.
+    Composed(machines::Composed),
     /// How a machine was captured.
     MachineCaptured(machines::MachineCaptured),
     /// What became of a machine's disks.
@@ -191,7 +194,7 @@ pub struct Point {
     pub point: String,
     pub workload: String,
     pub workload_id: String,
-    /// files, undo
+    /// files, vm, undo
     pub kind: String,
     pub host: String,
     #[serde(flatten)]
@@ -205,6 +208,8 @@ pub struct Point {
     #[serde(flatten)]
     pub counts: Totals,
     pub tags: Vec<String>,
+    /// The virtual machine that it is of, or whose files it holds.
+    pub machine: Option<String>,
     pub holds: Vec<Hold>,
     pub verified: Option<String>,
     pub proven: Option<String>,
@@ -540,6 +545,7 @@ impl From<&PointInfo> for Point {
             consistency: info.consistency.name().to_owned(),
             counts: Totals::from(&info.counts),
             tags: info.tags.clone(),
+            machine: machine_of(info).map(str::to_owned),
             holds: info.holds.iter().map(Hold::from).collect(),
             verified: info.verified.map(stamp),
             proven: info.proven.map(stamp),

@@ -1,7 +1,10 @@
 //! The lines that tell of virtual machines.
 
+use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
 use serde::Serialize;
+
+use super::lines::stamp;
 
 /// A machine of a host, and how it stands.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -18,6 +21,46 @@ pub struct Machine {
     pub workload: Option<String>,
     pub last_point: Option<String>,
     pub last_backed_up: Option<String>,
+}
+
+/// The points that are shown together: an image of a machine, and newer files over it. Open databases among the files
+/// are not application-consistent.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Composed {
+    pub image: Layer,
+    /// Each lies over those before it.
+    pub files: Vec<Layer>,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Layer {
+    pub point: String,
+    pub workload: String,
+    pub moment: String,
+    /// The machine that took it, and the writer whose key signed it.
+    pub host: String,
+    pub writer: String,
+    /// fuzzy, crash, file-system, application, offline
+    pub consistency: String,
+}
+
+impl Composed {
+    pub(crate) fn of(image: &PointInfo, files: &[PointInfo]) -> Self {
+        Self { image: Layer::of(image), files: files.iter().map(Layer::of).collect() }
+    }
+}
+
+impl Layer {
+    fn of(point: &PointInfo) -> Self {
+        Self {
+            point: point.id.to_string(),
+            workload: point.workload.name.clone(),
+            moment: stamp(point.moment),
+            host: point.host.clone(),
+            writer: point.writer.to_string(),
+            consistency: point.consistency.name().to_owned(),
+        }
+    }
 }
 
 /// How a machine was captured; a line of the type `backed_up` follows.

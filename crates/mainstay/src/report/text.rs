@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use mainstay_engine::vm::machine_tag;
 
 use super::human::{Align, bytes, count, counted, duration, table as columns};
 use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
     Totals, Verified, WouldBackUp,
 };
-use super::machines::{MachineCaptured, MachineRestored, MachineRunning, Proven};
+use super::machines::{Composed, MachineCaptured, MachineRestored, MachineRunning, Proven};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -62,6 +63,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             bytes(repository.stored_bytes)
         ),
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
+        Line::Composed(shown) => composed(shown, zone),
         Line::MachineCaptured(captured) => machine_captured(captured),
         Line::MachineRestored(restored) => machine_restored(restored),
         Line::MachineRunning(running) => machine_running(running),
@@ -92,6 +94,7 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
                 left("POINT"),
                 left("TIME"),
                 left("WORKLOAD"),
+                left("WHAT"),
                 right("ITEMS"),
                 right("SIZE"),
                 right("WRITTEN"),
@@ -123,6 +126,30 @@ fn shown_time(stamp: &str, zone: &TimeZone) -> String {
         |_| stamp.to_owned(),
         |stamp| stamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string(),
     )
+}
+
+fn composed(shown: &Composed, zone: &TimeZone) -> String {
+    let image = &shown.image;
+    let mut text = format!(
+        "{}: image {} of {}",
+        clean(&image.workload),
+        short(&image.point),
+        local(&image.moment, zone)
+    );
+    for files in &shown.files {
+        let (point, moment) = (short(&files.point), local(&files.moment, zone));
+        text.push_str(&format!(", files {point} of {moment} ({}) over it", clean(&files.workload)));
+    }
+    text + "\nFiles were read one after the other: databases that were open are not consistent. \
+            --image-only shows the image alone.\n"
+}
+
+/// In the words of a timeline.
+fn what_it_holds(point: &Point) -> String {
+    match point.kind.as_str() {
+        "vm" => "image".to_owned(),
+        kind => clean(kind),
+    }
 }
 
 fn machine_captured(captured: &MachineCaptured) -> String {
@@ -189,6 +216,7 @@ fn row(line: &Line, zone: &TimeZone) -> Option<Vec<String>> {
             short(&point.point),
             local(&point.moment, zone),
             clean(&point.workload),
+            what_it_holds(point),
             count(point.counts.items),
             bytes(point.counts.bytes),
             bytes(point.counts.written_bytes),
@@ -316,7 +344,8 @@ fn details(point: &Point, zone: &TimeZone) -> String {
         ("skipped", format!("{}, noticed {}", count(counts.skipped), count(counts.noticed))),
         ("verified", time(&point.verified)),
         ("proven", time(&point.proven)),
-        ("tags", clean(&point.tags.join(" "))),
+        ("machine", point.machine.as_deref().map(clean).unwrap_or_default()),
+        ("tags", clean(&tags(point).join(" "))),
     ];
     rows.extend(point.holds.iter().map(|hold| ("hold", self::hold(hold, zone))));
     rows.retain(|(_, value)| !value.is_empty());
@@ -328,8 +357,14 @@ fn hold(hold: &Hold, zone: &TimeZone) -> String {
     format!("{} {} (until {until})", short(&hold.hold), clean(&hold.reason))
 }
 
+/// Without the one that names the machine.
+fn tags(point: &Point) -> Vec<&str> {
+    let machine = point.machine.as_deref().map(machine_tag);
+    point.tags.iter().map(String::as_str).filter(|tag| Some(*tag) != machine.as_deref()).collect()
+}
+
 fn marks(point: &Point) -> String {
-    let mut marks: Vec<String> = point.tags.iter().map(|tag| clean(tag)).collect();
+    let mut marks: Vec<String> = tags(point).iter().map(|tag| clean(tag)).collect();
     if point.counts.skipped > 0 {
         marks.push(format!("{} skipped", count(point.counts.skipped)));
     }

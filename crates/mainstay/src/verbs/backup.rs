@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::backup::{BackupRequest, backup, preview};
+use mainstay_engine::vm::{check_machine, machine_tag};
 use mainstay_engine::workload::root_text;
 use mainstay_repository::{Repository, store};
 use mainstay_workloads::files::{FilesRequest, SnapshotRule};
@@ -60,6 +61,7 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
         check_name(name)?;
     }
     arguments.tag.iter().try_for_each(|tag| check_tag(tag))?;
+    let tags = tags(&arguments, session)?;
     let directory = &session.doors.directory;
     let files = FilesRequest {
         roots: arguments.paths.iter().map(|path| absolute(directory, path)).collect::<Result<_>>()?,
@@ -79,7 +81,7 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
         files,
         host: session.doors.host.clone(),
         name: arguments.name,
-        tags: arguments.tag,
+        tags,
         reread_one_in: arguments.reread,
         full: arguments.full,
         quiesce: arguments.quiesce,
@@ -89,6 +91,19 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
         count_ahead: session.report.bar,
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })
+}
+
+/// The tags of the point: those that the person gave, and the one that names the machine whose files these are.
+fn tags(arguments: &Backup, session: &Session) -> Result<Vec<String>> {
+    let mut tags = arguments.tag.clone();
+    let guest = session.doors.guest.as_ref().filter(|_| !arguments.no_machine);
+    if let Some(machine) = &arguments.machine {
+        check_machine(machine)?;
+        tags.push(machine_tag(machine));
+    } else if let Some(guest) = guest {
+        tags.push(machine_tag(guest));
+    }
+    Ok(tags)
 }
 
 /// Refuses names that could not be written as an address.

@@ -4,6 +4,7 @@ use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result, Skip, SkipReason
 use mainstay_engine::address::of_workload;
 use mainstay_engine::find::{Pattern, find as find_in};
 use mainstay_engine::view::{PointView, Seen, not_found};
+use mainstay_engine::vm::timeline;
 use mainstay_repository::PointInfo;
 
 use super::{Done, item_path};
@@ -16,7 +17,7 @@ const PIECE: usize = 256 << 10;
 
 pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     let path = arguments.path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
-    let (_repository, view) = session.open_view(&arguments.point)?;
+    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only)?;
     let view = view.as_ref();
     let is_directory = path.is_root() || entry(view, &path)?.metadata.kind == Kind::Directory;
     if is_directory && !arguments.recursive {
@@ -64,7 +65,7 @@ fn entry(view: &dyn PointView, path: &ItemPath) -> Result<Seen> {
 }
 
 pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
-    let (_repository, view) = session.open_view(&arguments.point)?;
+    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only)?;
     let view = view.as_ref();
     for path in &arguments.paths {
         let path = item_path(path)?;
@@ -119,7 +120,7 @@ pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
     let repository = session.open()?;
     let all = repository.points()?;
     let points: Vec<PointInfo> = match &arguments.workload {
-        Some(name) => of_workload(name, &all)?.into_iter().cloned().collect(),
+        Some(name) => timeline(&of_workload(name, &all)?, &all).into_iter().cloned().collect(),
         None => all,
     };
     let progress = session.progress();

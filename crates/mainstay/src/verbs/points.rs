@@ -3,6 +3,7 @@
 use mainstay_core::{Code, Error, ItemPath, Result, Time};
 use mainstay_engine::address::{of_workload, parse_time};
 use mainstay_engine::undo::UNDO;
+use mainstay_engine::vm::timeline;
 use mainstay_repository::{Change, ChangeKind, Note, PointInfo, Repository, diff};
 
 use super::{Done, check_tag, item_path, would};
@@ -38,9 +39,10 @@ pub(super) fn run(arguments: Points, session: &mut Session) -> Done {
 fn list(only: &PointsList, session: &mut Session) -> Done {
     let repository = session.open()?;
     let points = repository.points()?;
-    let chosen: Vec<&PointInfo> = match &only.workload {
-        Some(name) => of_workload(name, &points)?,
-        None => points.iter().filter(|point| only.undo || point.workload.kind.0 != UNDO).collect(),
+    let chosen: Vec<&PointInfo> = match (&only.of, &only.workload) {
+        (Some(name), _) => timeline(&of_workload(name, &points)?, &points),
+        (None, Some(name)) => of_workload(name, &points)?,
+        (None, None) => points.iter().filter(|point| only.undo || point.workload.kind.0 != UNDO).collect(),
     };
     let tagged =
         |point: &&&PointInfo| only.tag.is_empty() || point.tags.iter().any(|tag| only.tag.contains(tag));

@@ -25,6 +25,7 @@ pub(crate) struct Machine {
     pub(crate) answers: Answers,
     pub(crate) cancel: Cancel,
     pub(crate) host: String,
+    pub(crate) guest: Option<String>,
 }
 
 /// What the person says, one answer after the other.
@@ -131,7 +132,16 @@ impl Machine {
         // Long after every file of the test was made, so that stamps are trusted.
         let clock = ScriptedClock::at(Time::from_seconds(4_000_000_000));
         let (terminal, answers) = (Terminal::default(), Answers::default());
-        Self { place, clock, environment, terminal, answers, cancel: Cancel::default(), host: "web".into() }
+        Self {
+            place,
+            clock,
+            environment,
+            terminal,
+            answers,
+            cancel: Cancel::default(),
+            host: "web".into(),
+            guest: None,
+        }
     }
 
     /// One with a repository that a generated key opens.
@@ -189,6 +199,7 @@ impl Machine {
             zone: TimeZone::UTC,
             environment: self.environment.clone(),
             host: self.host.clone(),
+            guest: self.guest.clone(),
             superuser: false,
             directory: self.place.path().to_owned(),
             out: Box::new(out.clone()),

@@ -13,6 +13,7 @@ mod guides;
 mod keys;
 mod machine;
 mod mirror;
+mod mixed;
 mod output;
 mod process;
 mod restore;

@@ -107,6 +107,11 @@ impl LeftOut {
             || self.roots.iter().any(|root| path.is_within(&root.real) && excluded(&root.real))
     }
 
+    /// Whether directories that say they are caches were left out, each but for its tag.
+    pub fn leaves_caches(&self) -> bool {
+        self.caches
+    }
+
     /// Whether a directory of which the point holds this was left out as a cache.
     pub(super) fn is_cache(&self, holds: impl FnOnce(&[u8]) -> bool) -> bool {
         self.caches && holds(CACHE_TAG)

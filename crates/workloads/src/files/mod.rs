@@ -36,6 +36,7 @@ pub use mounts::mount_points;
 pub use paths::PathSet;
 pub use place::Place;
 pub use run::{Changes, OwnerRule, Restored};
+pub use scope::CACHE_TAG;
 pub use snapshot::SnapshotRule;
 pub use source::{FilesRequest, FilesSource};
 pub use target::{FilesPlan, FilesTarget};

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, fstatfs, openat, statx}
 use super::dirs::FileId;
 
 /// How a directory that holds only a cache marks itself: <https://bford.info/cachedir/>.
-pub(super) const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
+pub const CACHE_TAG: &[u8] = b"CACHEDIR.TAG";
 const CACHE_SIGNATURE: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55";
 
 /// `f_type` of file systems that hold no data of their own, from `linux/magic.h`.

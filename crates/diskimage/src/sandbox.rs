@@ -23,7 +23,7 @@ pub use child::serve;
 
 use crate::fs::Opened;
 
-/// How long the parser may think without asking for anything or answering.
+/// [`Sandbox::silence`] unless told.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// How a sandboxed parser is started.
@@ -32,6 +32,7 @@ pub struct Sandbox {
     program: PathBuf,
     arguments: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
+    silence: Duration,
 }
 
 impl Sandbox {
@@ -41,6 +42,7 @@ impl Sandbox {
             program: PathBuf::from("/proc/self/exe"),
             arguments: arguments.into_iter().map(Into::into).collect(),
             variables: Vec::new(),
+            silence: SILENCE_MAX,
         }
     }
 
@@ -51,15 +53,23 @@ impl Sandbox {
         self
     }
 
+    /// How long the parser may think without asking for anything or answering; two minutes unless told.
+    #[must_use]
+    pub fn silence(mut self, longest: Duration) -> Self {
+        self.silence = longest;
+        self
+    }
+
     /// As [`crate::fs::open`], in a new process.
     ///
     /// Errors: those of [`crate::fs::open`]; [`mainstay_core::Code::Integrity`] when the parser broke the rules, died
-    /// or fell silent, as it would on an image made to break it.
+    /// or fell silent, as it would on an image made to break it;
+    /// [`mainstay_core::Code::Unsupported`] where the kernel cannot confine a process.
     pub fn open(&self, volume: Arc<dyn Blocks>) -> Result<Opened> {
         let failed = |error| Error::io("cannot start the sandboxed parser of file systems", error);
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_read_timeout(Some(SILENCE_MAX)).map_err(failed)?;
-        ours.set_write_timeout(Some(SILENCE_MAX)).map_err(failed)?;
+        ours.set_read_timeout(Some(self.silence)).map_err(failed)?;
+        ours.set_write_timeout(Some(self.silence)).map_err(failed)?;
         let child = self.start(theirs.into()).map_err(failed)?;
         remote::open(Process { child }, ours, volume)
     }

@@ -1,6 +1,6 @@
 //! Looking into a recovery point, whatever lies in it: the items of a point, or the files inside the disks of one.
 
-use mainstay_core::{ItemPath, Metadata, Result, Skip, Source, Stamp, StreamReader};
+use mainstay_core::{Code, Error, ItemPath, Metadata, Result, Skip, Source, Stamp, StreamReader};
 use mainstay_repository::{Entry, PointInfo, PointReader};
 
 /// An item that can be looked at, browsed to and restored.
@@ -39,6 +39,11 @@ pub trait PointView: Send + Sync {
 
     /// Errors: [`mainstay_core::Code::NotFound`]; [`mainstay_core::Code::Usage`] for what has no content.
     fn open(&self, path: &ItemPath) -> Result<Box<dyn StreamReader>>;
+
+    /// Why something that is in the point may not be found: a disk that cannot be read.
+    fn unread(&self) -> Option<Error> {
+        None
+    }
 
     /// What is missing from the point.
     fn skips(&self) -> Result<Vec<Skip>>;
@@ -81,10 +86,12 @@ impl PointView for PointReader {
 }
 
 /// What to say of a path that a point does not have.
-pub fn not_found(view: &dyn PointView, path: &ItemPath) -> mainstay_core::Error {
+pub fn not_found(view: &dyn PointView, path: &ItemPath) -> Error {
+    if let Some(why) = view.unread() {
+        return why.during(format!("cannot find /{path}"));
+    }
     let point = view.info();
     let what = format!("/{path} is not in point {} of {}", point.id, point.workload.name);
     let name = String::from_utf8_lossy(path.name()).into_owned();
-    mainstay_core::Error::new(mainstay_core::Code::NotFound, what)
-        .hint(format!("look for it in all points: mainstay find {name:?}"))
+    Error::new(Code::NotFound, what).hint(format!("look for it in all points: mainstay find {name:?}"))
 }

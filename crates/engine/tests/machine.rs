@@ -15,7 +15,7 @@ use mainstay_diskimage::FileBlocks;
 use mainstay_engine::copy::copy;
 use mainstay_engine::restore::{Placing, RestoreRequest, plan_restore, restore};
 use mainstay_engine::view::PointView;
-use mainstay_engine::vm::{MachineView, MixedView};
+use mainstay_engine::vm::{Inside, MachineView, MixedView};
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Parent, PointReader, Repository, Tuning, WriteRequest};
 use mainstay_testkit::{MemoryStore, Part, ScriptedClock, TestItem};
@@ -174,7 +174,7 @@ fn content(view: &MachineView, file: &str) -> String {
 #[test]
 fn the_tree_of_a_machine_is_joined_as_its_own_table_says() {
     let bench = bench();
-    let view = MachineView::open(bench.reader, &|_| None).unwrap();
+    let view = MachineView::open(bench.reader, &Inside::TRUSTED).unwrap();
     assert_eq!(view.notes(), &[] as &[String]);
     assert_eq!(names(&view, ""), ["@machine", "@volumes", "etc", "lost+found", "srv", "usr"]);
     assert_eq!(names(&view, "srv/www"), ["srv/www/home.html", "srv/www/index.html"]);
@@ -193,7 +193,7 @@ fn the_tree_of_a_machine_is_joined_as_its_own_table_says() {
 #[test]
 fn files_of_a_machine_are_restored_like_any_others() {
     let bench = bench();
-    let view = MachineView::open(bench.reader.clone(), &|_| None).unwrap();
+    let view = MachineView::open(bench.reader.clone(), &Inside::TRUSTED).unwrap();
     let target = bench.directory.path().join("out");
     let request = RestoreRequest {
         selection: vec![path("etc/nginx"), path("srv/www")],
@@ -229,7 +229,7 @@ fn newer_files_lie_over_the_image_and_what_they_no_longer_have_is_gone() {
     // Captured below /etc, without what is called *.bak; version 1 of the record.
     let record = b"\x01netc\0retc\0p*.bak\0";
     let files = store_point(&bench.repository, "files", Agent(items.into_iter(), record));
-    let view = MachineView::open(bench.reader.clone(), &|_| None).unwrap();
+    let view = MachineView::open(bench.reader.clone(), &Inside::TRUSTED).unwrap();
     let mixed = MixedView::new(Arc::new(view), files).unwrap().unwrap();
     let names = |directory: &str| -> Vec<String> {
         mixed.list(&path(directory)).unwrap().iter().map(|seen| seen.path.to_string()).collect()
@@ -270,7 +270,8 @@ fn files_lie_over_files_and_caches_show_from_below() {
         file("etc/nginx/CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55"),
     ];
     let later = vec![directory("srv"), directory("srv/www"), file("srv/www/index.html", "<p>later")];
-    let mut view: Arc<dyn PointView> = Arc::new(MachineView::open(bench.reader.clone(), &|_| None).unwrap());
+    let mut view: Arc<dyn PointView> =
+        Arc::new(MachineView::open(bench.reader.clone(), &Inside::TRUSTED).unwrap());
     for (items, record) in [(tagged, &b"\x01netc\0retc\0c\0"[..]), (later, &b"\x01nsrv/www\0rsrv/www\0"[..])]
     {
         let files = store_point(&bench.repository, "files", Agent(items.into_iter(), record));

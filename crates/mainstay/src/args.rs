@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod inside;
 mod vm;
 
+pub(crate) use inside::Inside;
 pub(crate) use vm::{Accel, Left, Level, Shape, Vm, VmBackup, VmList, VmProve, VmRestore, VmRun};
 
 const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, WORKLOAD@TIME, WORKLOAD@POINT or \
@@ -27,7 +29,8 @@ const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, W
   mainstay restore latest --to /tmp/look    put everything into a new directory
   mainstay verify --read-data               check that every stored byte is as it was written
 
-Environment: MAINSTAY_REPOSITORY, MAINSTAY_KEY_FILE, MAINSTAY_PASSPHRASE_FILE, MAINSTAY_PASSPHRASE_COMMAND.
+Environment: MAINSTAY_REPOSITORY, MAINSTAY_KEY_FILE, MAINSTAY_PASSPHRASE_FILE, MAINSTAY_PASSPHRASE_COMMAND,
+MAINSTAY_VOLUME_PASSPHRASE_FILE, MAINSTAY_VOLUME_PASSPHRASE_COMMAND.
 Exit status: 0 done, 1 failed, 2 usage, 3 done with skipped items, 10 no repository, 12 wrong key,
 20 damage, 21 promise overdue, 70 a mistake in Mainstay, 130 cancelled (mainstay exit-codes)."
 )]
@@ -379,6 +382,8 @@ pub(crate) struct Restore {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 #[derive(Args, Debug)]
@@ -409,6 +414,8 @@ pub(crate) struct Ls {
     /// Of a virtual machine only its image, without newer files over it
     #[arg(long)]
     pub image_only: bool,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 #[derive(Args, Debug)]
@@ -420,6 +427,8 @@ pub(crate) struct Cat {
     /// Of a virtual machine only its image, without newer files over it
     #[arg(long)]
     pub image_only: bool,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 #[derive(Args, Debug)]

@@ -36,13 +36,23 @@ pub struct Doors {
 pub struct Environment {
     pub repository: Option<OsString>,
     pub key_file: Option<PathBuf>,
-    pub passphrase_file: Option<PathBuf>,
-    pub passphrase_command: Option<OsString>,
+    /// Of the repository.
+    pub passphrase: Passphrase,
+    /// Of encrypted volumes inside images.
+    pub volume_passphrase: Passphrase,
     pub no_color: bool,
     pub home: Option<PathBuf>,
     pub xdg_data: Option<PathBuf>,
     pub xdg_config: Option<PathBuf>,
     pub xdg_state: Option<PathBuf>,
+}
+
+/// Where a passphrase comes from; never the passphrase itself.
+#[derive(Clone, Debug, Default)]
+pub struct Passphrase {
+    pub file: Option<PathBuf>,
+    /// Its first line of output.
+    pub command: Option<OsString>,
 }
 
 /// Which streams a person sits at.

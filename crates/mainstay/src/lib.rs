@@ -3,6 +3,7 @@
 mod args;
 pub mod doors;
 mod guest;
+mod inside;
 mod places;
 pub mod report;
 mod secrets;
@@ -23,6 +24,14 @@ use args::{Arguments, Global};
 use doors::Doors;
 use report::Report;
 use session::Session;
+
+/// Makes this program a confined parser of file systems when it is its first argument; only it uses that itself.
+pub const PARSER: &str = "parse-file-system";
+
+/// Parses a file system for the process at the other end of standard input; the exit status.
+pub fn parse() -> u8 {
+    mainstay_diskimage::sandbox::serve().map_or_else(|error| error.code().exit(), |()| 0)
+}
 
 /// Runs one command line and returns its exit status.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, mut doors: Doors) -> u8 {

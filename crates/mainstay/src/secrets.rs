@@ -12,7 +12,7 @@ use mainstay_repository::seal::Secret;
 use mainstay_workloads::process::Program;
 use zeroize::Zeroizing;
 
-use crate::doors::Doors;
+use crate::doors::{Doors, Passphrase};
 
 /// Longest passphrase or key file, in bytes.
 const SECRET_MAX: u64 = 64 << 10;
@@ -31,15 +31,38 @@ pub(crate) enum KeyFile {
 
 /// The passphrase that the environment tells of, without asking anybody.
 pub(crate) fn passphrase_of_environment(doors: &Doors) -> Result<Option<Zeroizing<Vec<u8>>>> {
-    if let Some(path) = &doors.environment.passphrase_file {
-        let bytes = read_file(path).map_err(|error| error.during("cannot use MAINSTAY_PASSPHRASE_FILE"))?;
+    passphrase_by("MAINSTAY_PASSPHRASE", &doors.environment.passphrase)
+}
+
+/// The passphrase of encrypted volumes: what the environment tells of, or what a person says if they are to be asked.
+///
+/// Errors: [`Code::Usage`] without a terminal, where nobody can be asked.
+pub(crate) fn volume_passphrase(doors: &mut Doors, ask: bool) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    if !ask {
+        return passphrase_by("MAINSTAY_VOLUME_PASSPHRASE", &doors.environment.volume_passphrase);
+    }
+    if !doors.terminal.input {
+        let what = "there is nobody to ask for the passphrase of the encrypted volumes";
+        return Err(Error::new(Code::Usage, what).hint(
+            "give a key file with --volume-key-file, or the passphrase with MAINSTAY_VOLUME_PASSPHRASE_FILE or \
+             MAINSTAY_VOLUME_PASSPHRASE_COMMAND",
+        ));
+    }
+    let text = doors.person.secret("Passphrase of the encrypted volumes: ")?;
+    Ok(Some(Zeroizing::new(text.as_bytes().to_vec())))
+}
+
+/// The passphrase in a file or from a command that variables beginning with `name` tell of.
+fn passphrase_by(name: &str, from: &Passphrase) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    if let Some(path) = &from.file {
+        let bytes = read_file(path).map_err(|error| error.during(format!("cannot use {name}_FILE")))?;
         return Ok(Some(first_line(&bytes)));
     }
-    let Some(command) = &doors.environment.passphrase_command else { return Ok(None) };
+    let Some(command) = &from.command else { return Ok(None) };
     // The command line itself may hold a secret, so it is not shown.
     let output = Program::shell(command, COMMAND_LIMIT).run_well();
     let output = output.map_err(|error| {
-        Error::new(error.code(), "MAINSTAY_PASSPHRASE_COMMAND failed")
+        Error::new(error.code(), format!("{name}_COMMAND failed"))
             .hint("run the command by itself and see what it says")
     })?;
     Ok(Some(first_line(&Zeroizing::new(output))))
@@ -111,7 +134,9 @@ pub(crate) fn read_key_file(path: &Path) -> Result<KeyFile> {
 }
 
 /// Reads a file that only its owner may read.
-fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+///
+/// Errors: [`Code::Refused`] when others can read it.
+pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let fail = |error| Error::io(format!("cannot read {}", path.display()), error);
     let metadata = std::fs::metadata(path).map_err(fail)?;
     let me = rustix::process::geteuid().as_raw();

@@ -12,8 +12,9 @@ use mainstay_engine::vm::{self, MachineView, compose, newer_files};
 use mainstay_repository::keys::kit::Kit;
 use mainstay_repository::{Options, PointInfo, Repository, Tuning, Unlock, store};
 
-use crate::args::Global;
+use crate::args::{self, Global};
 use crate::doors::Doors;
+use crate::inside::Looking;
 use crate::places::Places;
 use crate::report::lines::Line;
 use crate::report::machines::Composed;
@@ -100,6 +101,7 @@ impl Session {
         &mut self,
         text: &str,
         image_only: bool,
+        inside: &args::Inside,
     ) -> Result<(Repository, Arc<dyn PointView>)> {
         let repository = self.open()?;
         let points = repository.points()?;
@@ -108,7 +110,8 @@ impl Session {
         if point.workload.kind.0 != vm::KIND {
             return Ok((repository, Arc::new(reader)));
         }
-        let view = MachineView::open(reader, &|_| None)?;
+        let looking = Looking::new(inside, &mut self.doors)?;
+        let view = looking.with(|inside| MachineView::open(reader, inside))?;
         for note in view.notes() {
             self.report.say(note);
         }

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use mainstay_core::{Clock, Code, Error, Result, Time};
 use zeroize::Zeroizing;
 
-use crate::doors::{Doors, Environment, Person, Terminal};
+use crate::doors::{Doors, Environment, Passphrase, Person, Terminal};
 use crate::{guest, signals};
 
 /// This machine and whoever sits at it. Asks for signals to be told through [`Cancel`] from now on.
@@ -39,13 +39,20 @@ pub fn doors() -> Result<Doors> {
 
 fn environment() -> Environment {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let passphrase = |file: &str, command: &str| Passphrase {
+        file: variable(file).map(PathBuf::from),
+        command: variable(command),
+    };
     // The XDG base directory specification has relative paths ignored.
     let directory = |value: Option<OsString>| value.map(PathBuf::from).filter(|path| path.is_absolute());
     Environment {
         repository: variable("MAINSTAY_REPOSITORY"),
         key_file: variable("MAINSTAY_KEY_FILE").map(PathBuf::from),
-        passphrase_file: variable("MAINSTAY_PASSPHRASE_FILE").map(PathBuf::from),
-        passphrase_command: variable("MAINSTAY_PASSPHRASE_COMMAND"),
+        passphrase: passphrase("MAINSTAY_PASSPHRASE_FILE", "MAINSTAY_PASSPHRASE_COMMAND"),
+        volume_passphrase: passphrase(
+            "MAINSTAY_VOLUME_PASSPHRASE_FILE",
+            "MAINSTAY_VOLUME_PASSPHRASE_COMMAND",
+        ),
         no_color: variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|term| term == "dumb"),
         home: directory(variable("HOME")),
         xdg_data: directory(variable("XDG_DATA_HOME")),

@@ -24,7 +24,12 @@ pub fn serve() -> Result<()> {
     let failed = |error| Error::io("this is only started by Mainstay itself", error);
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let link = Arc::new(Mutex::new(Link::new(UnixStream::from(socket))));
-    confine()?;
+    if let Err(error) = confine() {
+        let mut link = lock(&link);
+        link.receive()?;
+        link.send(reply::FAILED, &Fields::default().error(&error).0)?;
+        return Err(error);
+    }
     let mut parser = Parser { link, file_system: None, files: HashMap::new(), next: 0 };
     loop {
         // The parent has gone: that is how it ends.

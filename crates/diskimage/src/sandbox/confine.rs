@@ -8,6 +8,9 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
+/// Seconds of processor time: weeks of browsing. It is what ends a parser that loops when its parent was killed.
+const TIME: u64 = 3600;
+
 /// Bytes of memory: the caches and tables of a parser many times over.
 const MEMORY: u64 = 2 << 30;
 
@@ -50,6 +53,7 @@ pub(super) fn confine() -> Result<()> {
         |error: rustix::io::Errno| Error::io("cannot confine the parser of file systems", error.into());
     for (resource, most) in [
         (Resource::As, MEMORY),
+        (Resource::Cpu, TIME),
         (Resource::Core, 0),
         (Resource::Fsize, 0),
         (Resource::Nofile, 16),
@@ -60,7 +64,8 @@ pub(super) fn confine() -> Result<()> {
     }
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
     if rustix::process::geteuid().is_root() {
-        become_nobody().map_err(failed)?;
+        // In a user namespace there may be no nobody to become. The filter is the wall, this only a second one.
+        let _root_of_what = become_nobody();
     }
     let filters = filters().map_err(|error| unsupported("make").because(error))?;
     let apply = |filter: &BpfProgram| seccompiler::apply_filter_all_threads(filter);
@@ -72,6 +77,7 @@ fn unsupported(what: &str) -> Error {
         Code::Unsupported,
         format!("cannot {what} the filter that confines the parser of file systems"),
     )
+    .hint("this kernel or container allows no seccomp filters; --unconfined reads images that you trust without")
 }
 
 fn become_nobody() -> rustix::io::Result<()> {

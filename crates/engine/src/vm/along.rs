@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use mainstay_core::{Blocks, Body, Captured, ItemPath, Next, Receipt, Result, Source};
 use mainstay_diskimage::map::{CutMap, DiskMap, Mapped};
-use mainstay_diskimage::{fs, volume::volumes};
+use mainstay_diskimage::volume::volumes;
 
+use super::inside::Inside;
 use super::lean::{Lean, Leave};
-use super::tree::Keys;
 
 /// The maps of a machine's disks, by the path of their items.
 pub(super) struct Maps {
@@ -19,13 +19,13 @@ pub(super) struct Maps {
 
 impl Maps {
     /// Reads what lies on the disks. A disk that nobody understands has an empty map.
-    pub(super) fn of(disks: Vec<(ItemPath, Arc<dyn Blocks>)>, keys: Keys<'_>) -> Self {
+    pub(super) fn of(disks: Vec<(ItemPath, Arc<dyn Blocks>)>, inside: &Inside<'_>) -> Self {
         let (paths, disks): (Vec<ItemPath>, Vec<Arc<dyn Blocks>>) = disks.into_iter().unzip();
-        let layout = match volumes(&disks, keys) {
+        let layout = match volumes(&disks, inside.keys) {
             Ok(layout) => layout,
             Err(error) => return Self { disks: BTreeMap::new(), notes: vec![error.chain().join(": ")] },
         };
-        let map = CutMap::of(&layout.volumes, disks.len(), &fs::open);
+        let map = CutMap::of(&layout.volumes, disks.len(), inside.open);
         let found =
             paths.into_iter().enumerate().filter_map(|(number, path)| Some((path, map.disk(number)?)));
         Self { disks: found.collect(), notes: layout.notes.into_iter().chain(map.notes).collect() }

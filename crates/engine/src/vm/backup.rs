@@ -14,8 +14,8 @@ use mainstay_workloads::vm::{
 };
 
 use super::along::{AlongFiles, Maps};
+use super::inside::Inside;
 use super::lean::Leave;
-use super::tree::Keys;
 use crate::backup::find;
 use crate::copy::copy;
 use crate::workload::derived_id;
@@ -59,8 +59,8 @@ pub struct MachinePoint {
     pub notes: Vec<String>,
 }
 
-/// Takes a recovery point of a machine, running or not. `keys` is asked for encrypted volumes, whose files are then
-/// found for cutting.
+/// Takes a recovery point of a machine, running or not. `inside` says how its disks are looked into, to cut along files;
+/// what cannot be understood there costs room and nothing else.
 ///
 /// Errors: those of the hypervisor and the repository; [`Code::Refused`] when less consistency was reached than is
 /// required. In all of them no point was made, unless the error says that everything is stored, and the guest runs.
@@ -69,7 +69,7 @@ pub fn backup_machine(
     hypervisor: &dyn Hypervisor,
     machine: &MachineId,
     request: &MachineBackup,
-    keys: Keys<'_>,
+    inside: &Inside<'_>,
     clock: &Arc<dyn Clock>,
     progress: &Arc<dyn Progress>,
 ) -> Result<MachinePoint> {
@@ -108,7 +108,7 @@ pub fn backup_machine(
     check_reached(snapshot.as_ref(), request)?;
     let opened = open_disks(snapshot.as_ref())?;
     let bytes = opened.iter().map(|(_, disk)| disk.size()).sum();
-    let maps = Maps::of(opened, keys);
+    let maps = Maps::of(opened, inside);
     let (disks, frozen) = (snapshot.disks().to_vec(), snapshot.frozen());
     let notes: Vec<String> = snapshot.notes().iter().chain(&maps.notes).cloned().collect();
     progress.event(&Event::Phase(Phase::Copying));

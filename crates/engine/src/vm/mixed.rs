@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mainstay_core::{ItemPath, Kind, Open, Result, Skip, Source, StreamReader};
+use mainstay_core::{Error, ItemPath, Kind, Open, Result, Skip, Source, StreamReader};
 use mainstay_repository::{PointInfo, PointReader};
 use mainstay_workloads::files::{CACHE_TAG, LeftOut};
 
@@ -124,6 +124,10 @@ impl PointView for MixedView {
             Some((Layer::Below, _)) => self.0.below.open(path),
             None => Err(not_found(self, path)),
         }
+    }
+
+    fn unread(&self) -> Option<Error> {
+        self.0.below.unread()
     }
 
     fn skips(&self) -> Result<Vec<Skip>> {

@@ -4,6 +4,7 @@ mod along;
 mod backup;
 mod disks;
 mod fstab;
+mod inside;
 mod instant;
 mod lean;
 mod mixed;
@@ -15,12 +16,13 @@ mod view;
 
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
 pub use disks::{RawTarget, write_disk};
+pub use inside::{Inside, Keys};
 pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};
 pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
-pub use tree::{Keys, VolumeSeen};
+pub use tree::VolumeSeen;
 pub use view::MachineView;
 
 pub use mainstay_workloads::vm::KIND;

@@ -4,18 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mainstay_core::{Blocks, Code, Error, ItemPath, Kind, Metadata, Piece, Result, StreamReader};
-use mainstay_diskimage::fs::{self, FileSystem, Node, Opened};
-use mainstay_diskimage::volume::{Encryption, Secret, Volume, VolumeId, volumes};
+use mainstay_diskimage::fs::{FileSystem, Node, Opened};
+use mainstay_diskimage::map::Opener;
+use mainstay_diskimage::volume::{Encryption, Volume, volumes};
 
 use super::fstab::{self, Device, Line};
+use super::inside::Inside;
 
 /// So many entries of a directory are asked for at once.
 const PAGE_ENTRIES: usize = 4096;
 /// A table of mounts is read up to this length, in bytes.
 const FSTAB_MAX: usize = 1 << 20;
-
-/// Keys for encrypted volumes.
-pub type Keys<'a> = &'a dyn Fn(&VolumeId) -> Option<Secret>;
 
 /// A volume of the machine and what was found on it.
 pub struct VolumeSeen {
@@ -29,6 +28,13 @@ pub struct VolumeSeen {
     label: Option<String>,
     uuid: Option<String>,
     file_system: Option<Arc<dyn FileSystem>>,
+    trouble: Option<Trouble>,
+}
+
+/// Why there may be files on a volume that nobody sees.
+enum Trouble {
+    Locked,
+    Unreadable(Code, String),
 }
 
 /// The tree.
@@ -76,38 +82,43 @@ impl Leaf {
 
 impl Tree {
     /// Finds volumes and file systems on the disks of a machine. What cannot be understood becomes a note.
-    pub(super) fn of(disks: &[Arc<dyn Blocks>], keys: Keys<'_>) -> Result<Self> {
-        let layout = volumes(disks, keys)?;
+    pub(super) fn of(disks: &[Arc<dyn Blocks>], inside: &Inside<'_>) -> Result<Self> {
+        let layout = volumes(disks, inside.keys)?;
         let mut tree = Self { volumes: Vec::new(), mounts: Vec::new(), notes: layout.notes };
         for volume in layout.volumes {
-            let seen = tree.look(volume);
+            let seen = tree.look(volume, inside.open);
             tree.volumes.push(seen);
         }
         tree.mount()?;
         Ok(tree)
     }
 
-    fn look(&mut self, volume: Volume) -> VolumeSeen {
+    fn look(&mut self, volume: Volume, open: Opener<'_>) -> VolumeSeen {
         let name = volume.name.replace('/', "-");
         let (size, label, uuid) = (volume.blocks.size(), volume.label.clone(), volume.uuid.clone());
-        let (file_system, holds) = if volume.encryption == Encryption::Locked {
-            (None, "encrypted, and no key was given".to_owned())
+        let (mut file_system, mut trouble) = (None, None);
+        let holds = if volume.encryption == Encryption::Locked {
+            trouble = Some(Trouble::Locked);
+            "encrypted, and no key opens it".to_owned()
         } else {
-            match fs::open(volume.blocks) {
+            match open(volume.blocks) {
                 Ok(Opened::FileSystem(found)) => {
                     self.notes.extend(found.about().notes.iter().map(|note| format!("{name}: {note}")));
                     let holds = found.about().kind.name().to_owned();
-                    (Some(found), holds)
+                    file_system = Some(found);
+                    holds
                 }
-                Ok(Opened::Other(other)) => (None, other.name().to_owned()),
+                Ok(Opened::Other(other)) => other.name().to_owned(),
                 Err(error) => {
                     let why = error.chain().join(": ");
                     self.notes.push(format!("{name}: {why}"));
-                    (None, format!("unreadable: {why}"))
+                    let holds = format!("unreadable: {why}");
+                    trouble = Some(Trouble::Unreadable(error.code(), why));
+                    holds
                 }
             }
         };
-        VolumeSeen { name, size, holds, mounted: None, label, uuid, file_system }
+        VolumeSeen { name, size, holds, mounted: None, label, uuid, file_system, trouble }
     }
 
     /// Finds the root and mounts what its table says.
@@ -169,6 +180,21 @@ impl Tree {
         Ok(match (all.next(), all.next()) {
             (Some((index, found)), None) => Some((index, found.root(), Vec::new())),
             _ => None,
+        })
+    }
+
+    /// Why files of the machine may not be found, if its disks were not all read.
+    pub(super) fn unread(&self) -> Option<Error> {
+        let troubled = self.volumes.iter().find_map(|volume| Some((&volume.name, volume.trouble.as_ref()?)));
+        Some(match troubled? {
+            (name, Trouble::Unreadable(code, why)) => {
+                Error::new(*code, format!("{name} cannot be read: {why}"))
+                    .hint("its disk comes back as it is: restore /@machine")
+            }
+            (name, Trouble::Locked) => {
+                Error::new(Code::Refused, format!("{name} is encrypted, and no key that was given opens it"))
+                    .hint("give its key: --volume-key-file [VOLUME=]FILE, or --ask-volume-passphrase")
+            }
         })
     }
 

@@ -13,8 +13,9 @@ use mainstay_repository::{PointInfo, PointReader};
 
 use mainstay_workloads::vm::DISKS;
 
+use super::inside::Inside;
 use super::source::{Deep, Selected, Step};
-use super::tree::{Keys, Leaf, Tree, VolumeSeen};
+use super::tree::{Leaf, Tree, VolumeSeen};
 use crate::view::{PointView, Seen, SeenWalk, not_found};
 
 const MACHINE: &[u8] = b"@machine";
@@ -38,12 +39,12 @@ enum Place {
 }
 
 impl MachineView {
-    /// Opens the disks of the point. `keys` is asked for each encrypted volume.
+    /// Opens the disks of the point.
     ///
     /// Errors: those of the repository. What is odd about the disks is in [`MachineView::notes`].
-    pub fn open(reader: PointReader, keys: Keys<'_>) -> Result<Self> {
+    pub fn open(reader: PointReader, inside: &Inside<'_>) -> Result<Self> {
         let disks = disks(&reader)?;
-        Ok(Self(Arc::new(Inner { tree: Tree::of(&disks, keys)?, reader })))
+        Ok(Self(Arc::new(Inner { tree: Tree::of(&disks, inside)?, reader })))
     }
 
     /// What was found on the disks.
@@ -84,6 +85,13 @@ impl Inner {
         }
     }
 
+    fn not_found(&self, path: &ItemPath) -> Error {
+        match self.tree.unread() {
+            Some(why) => why.during(format!("cannot find /{path}")),
+            None => not_found(&self.reader, path),
+        }
+    }
+
     fn see(&self, path: &ItemPath) -> Result<Option<Seen>> {
         match self.find(path)? {
             None => Ok(None),
@@ -104,7 +112,7 @@ impl Inner {
     fn children(&self, path: &ItemPath) -> Result<Vec<(Vec<u8>, Option<Leaf>)>> {
         let ours = |names: &[&[u8]]| names.iter().map(|name| (name.to_vec(), None)).collect();
         match self.find(path)? {
-            None => Err(not_found(&self.reader, path)),
+            None => Err(self.not_found(path)),
             Some(Place::Leaf(leaf)) => self.below(&leaf, path),
             Some(Place::Ours) if path.is_root() => Ok(ours(&[MACHINE, VOLUMES])),
             Some(Place::Ours) if path.name() == VOLUMES => {
@@ -180,6 +188,10 @@ impl PointView for MachineView {
         }
     }
 
+    fn unread(&self) -> Option<Error> {
+        self.0.tree.unread()
+    }
+
     fn skips(&self) -> Result<Vec<Skip>> {
         self.0.reader.skips()
     }
@@ -224,7 +236,7 @@ impl TreeWalk {
         };
         let found = match &leaf {
             Some(leaf) => seen(path.clone(), leaf.metadata()?),
-            None => self.inner.see(path)?.ok_or_else(|| not_found(&self.inner.reader, path))?,
+            None => self.inner.see(path)?.ok_or_else(|| self.inner.not_found(path))?,
         };
         Ok((found, leaf))
     }

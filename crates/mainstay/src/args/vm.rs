@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::POINT_HELP;
+use super::{Inside, POINT_HELP};
 
 const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI such as qemu:///system, \
                          qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
@@ -106,6 +106,8 @@ pub(crate) struct VmBackup {
     /// Mark the points (can be repeated)
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

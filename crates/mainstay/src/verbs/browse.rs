@@ -17,7 +17,7 @@ const PIECE: usize = 256 << 10;
 
 pub(super) fn ls(arguments: &Ls, session: &mut Session) -> Done {
     let path = arguments.path.as_deref().map_or(Ok(ItemPath::root()), item_path)?;
-    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only)?;
+    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only, &arguments.inside)?;
     let view = view.as_ref();
     let is_directory = path.is_root() || entry(view, &path)?.metadata.kind == Kind::Directory;
     if is_directory && !arguments.recursive {
@@ -65,7 +65,7 @@ fn entry(view: &dyn PointView, path: &ItemPath) -> Result<Seen> {
 }
 
 pub(super) fn cat(arguments: &Cat, session: &mut Session) -> Done {
-    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only)?;
+    let (_repository, view) = session.open_view(&arguments.point, arguments.image_only, &arguments.inside)?;
     let view = view.as_ref();
     for path in &arguments.paths {
         let path = item_path(path)?;

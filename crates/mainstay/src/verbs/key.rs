@@ -11,6 +11,7 @@ use mainstay_repository::{Role, WriterInfo};
 use super::init::{KIT_LABEL, hand_over_kit, new_key_file, refuse_existing_file};
 use super::{Done, would};
 use crate::args::{Key, Writer};
+use crate::doors::Passphrase;
 use crate::report::lines::{self, Line};
 use crate::secrets;
 use crate::session::Session;
@@ -65,8 +66,7 @@ fn add(out: Option<&Path>, label: Option<&str>, dry_run: bool, session: &mut Ses
         }
         None => {
             // The one in the environment may be how the repository was just opened; the new one is asked for.
-            session.doors.environment.passphrase_file = None;
-            session.doors.environment.passphrase_command = None;
+            session.doors.environment.passphrase = Passphrase::default();
             let passphrase = secrets::new_passphrase(&mut session.doors)?;
             let about = About { label: label.unwrap_or("passphrase").to_owned(), created: session.now() };
             slot::seal_with_passphrase(repository.ring(), &about, &passphrase, Cost::default())?

@@ -27,7 +27,7 @@ struct Act {
 
 pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
     let request = request(arguments, session)?;
-    let (repository, view) = session.open_view(&arguments.point, arguments.image_only)?;
+    let (repository, view) = session.open_view(&arguments.point, arguments.image_only, &arguments.inside)?;
     let view = view.as_ref();
     if view.info().workload.kind.0 == vm::KIND {
         check_machine(&request)?;

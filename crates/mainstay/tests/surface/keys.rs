@@ -7,20 +7,20 @@ use crate::machine::{Machine, PASSPHRASE, files_below};
 #[test]
 fn passphrases_come_from_files_and_commands_and_not_from_argv() {
     let mut machine = Machine::new();
-    machine.environment.passphrase_file = Some(machine.write("passphrase", &format!("{PASSPHRASE}\n")));
+    machine.environment.passphrase.file = Some(machine.write("passphrase", &format!("{PASSPHRASE}\n")));
     machine.run(&["init", "--kit", "kit.txt"]).ok();
     machine.run(&["points"]).ok();
-    machine.environment.passphrase_file = None;
-    machine.environment.passphrase_command = Some(format!("printf %s '{PASSPHRASE}'").into());
+    machine.environment.passphrase.file = None;
+    machine.environment.passphrase.command = Some(format!("printf %s '{PASSPHRASE}'").into());
     machine.run(&["points"]).ok();
-    machine.environment.passphrase_command = Some(format!("echo '{PASSPHRASE}' >&2; exit 1").into());
+    machine.environment.passphrase.command = Some(format!("echo '{PASSPHRASE}' >&2; exit 1").into());
     machine.run(&["points"]).failed(1, "MAINSTAY_PASSPHRASE_COMMAND failed");
-    machine.environment.passphrase_command = Some("echo something else".into());
+    machine.environment.passphrase.command = Some("echo something else".into());
     machine.run(&["points"]).failed(12, "key slots");
-    machine.environment.passphrase_command = None;
+    machine.environment.passphrase.command = None;
     let ran = machine.run(&["points"]).failed(12, "there is no key");
     assert!(ran.err.contains("MAINSTAY_PASSPHRASE_FILE"), "{}", ran.err);
-    machine.environment.passphrase_file = Some(machine.at("nothing"));
+    machine.environment.passphrase.file = Some(machine.at("nothing"));
     machine.run(&["points"]).failed(1, "MAINSTAY_PASSPHRASE_FILE");
 }
 

@@ -128,9 +128,9 @@ fn secrets_that_arrive_by_mistake_are_not_repeated() {
     machine.write("not-a-key", PASSPHRASE);
     std::fs::set_permissions(machine.at("not-a-key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .unwrap();
-    machine.environment.passphrase_command = Some(format!("false {PASSPHRASE}").into());
+    machine.environment.passphrase.command = Some(format!("false {PASSPHRASE}").into());
     machine.run(&["init"]).failed(1, "MAINSTAY_PASSPHRASE_COMMAND");
-    machine.environment.passphrase_command = None;
+    machine.environment.passphrase.command = None;
     machine.run(&["init", "--generate-key", "--kit", "kit.txt"]).ok();
     machine.run(&["--key-file", "not-a-key", "points"]).failed(2, "neither a key file");
     machine.run(&["--with-kit", "not-a-key", "points"]).failed(2, "recovery kit");

@@ -10,6 +10,7 @@ use mainstay_workloads::vm::{DiskMode, Hypervisor, MachineSummary};
 use super::super::{Done, backup as files, check_tag, duration};
 use super::hosts;
 use crate::args::{Left, Level, VmBackup};
+use crate::inside::Looking;
 use crate::report::lines::{self, Line, Totals};
 use crate::report::machines;
 use crate::session::Session;
@@ -25,10 +26,11 @@ pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
     let hosts: Vec<Box<dyn Hypervisor>> = hosts.collect::<Result<_>>()?;
     let chosen = choose(arguments, &hosts)?;
     let repository = files::open(session, &places, false)?;
+    let looking = Looking::new(&arguments.inside, &mut session.doors)?;
     let mut failed = 0;
     for (host, machine) in &chosen {
         session.check_cancelled()?;
-        match one(&repository, *host, machine, &request, session) {
+        match one(&repository, *host, machine, &request, &looking, session) {
             Ok(()) => {}
             Err(error) if error.code() == Code::Cancelled || chosen.len() == 1 => return Err(error),
             Err(error) => {
@@ -115,12 +117,14 @@ fn one(
     host: &dyn Hypervisor,
     machine: &MachineSummary,
     request: &MachineBackup,
+    looking: &Looking,
     session: &Session,
 ) -> Result<()> {
     let began = session.doors.clock.monotonic();
     let progress: Arc<dyn Progress> = session.progress();
-    let done =
-        backup_machine(repository, host, &machine.id, request, &|_| None, &session.doors.clock, &progress);
+    let clock = &session.doors.clock;
+    let done = looking
+        .with(|inside| backup_machine(repository, host, &machine.id, request, inside, clock, &progress));
     drop(progress);
     let MachinePoint { point, disks, frozen, notes } = done?;
     for note in &notes {

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{Blocks, Code, ItemPath};
 use mainstay_diskimage::fs::{FileSystem, Opened, Other};
@@ -25,6 +26,7 @@ const ROLE: &str = "MAINSTAY_TEST_PARSER";
 fn the_parser_itself() {
     match std::env::var(ROLE).as_deref() {
         Ok("parser") => serve().unwrap(),
+        Ok("silent") => std::thread::sleep(Duration::from_secs(60)),
         Ok(seed) => babble(seed.parse().unwrap()),
         Err(_) => {}
     }
@@ -127,6 +129,14 @@ fn what_is_no_file_system_is_named() {
     assert!(matches!(sandbox("parser").open(swap.blocks()).unwrap(), Opened::Other(Other::Swap)));
     fs::write(&swap.path, vec![0; 1 << 20]).unwrap();
     assert!(matches!(sandbox("parser").open(swap.blocks()).unwrap(), Opened::Other(Other::Empty)));
+}
+
+#[test]
+fn a_parser_that_falls_silent_is_given_up() {
+    let swap = Image::make("mkswap", &[], 8);
+    let told = sandbox("silent").silence(Duration::from_millis(50)).open(swap.blocks()).err().unwrap();
+    assert_eq!(told.code(), Code::Integrity);
+    assert!(told.to_string().contains("fell silent"), "{told}");
 }
 
 #[test]

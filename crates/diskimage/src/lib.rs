@@ -14,8 +14,10 @@ pub mod map;
 mod mapped;
 mod pages;
 pub mod partition;
+mod qcow2_writer;
 pub mod sandbox;
 mod unpack;
 pub mod volume;
 
 pub use file::FileBlocks;
+pub use qcow2_writer::Qcow2Writer;

@@ -79,5 +79,10 @@ fn a_machine_its_increments_its_files_and_its_disk_come_back() {
     let mut restored = std::fs::read_dir(target).unwrap().map(|entry| entry.unwrap().path());
     let disk = restored.find(|path| path.extension().is_some_and(|end| end == "raw")).unwrap();
     compare(Path::new(qcow2), &disk).unwrap();
+    let target = place("restored-qcow2");
+    user.run(&["vm", "restore", "web@latest", "--to", target.to_str().unwrap(), "--format", "qcow2"]);
+    let image = target.join(disk.with_extension("qcow2").file_name().unwrap());
+    tool("qemu-img", &["check", "-q", image.to_str().unwrap()]);
+    compare(Path::new(qcow2), &image).unwrap();
     user.run(&["verify", "--read-data"]);
 }

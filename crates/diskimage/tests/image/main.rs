@@ -14,3 +14,4 @@ mod qcow2;
 mod refit;
 mod tools;
 mod vhdx_log;
+mod written;

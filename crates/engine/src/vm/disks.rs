@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mainstay_core::{Blocks, Code, Counts, Error, Event, Extent, ExtentKind, Progress, Result};
+use mainstay_diskimage::Qcow2Writer;
 use mainstay_diskimage::partition::refit;
 use mainstay_nbd::WritableBlocks;
 
@@ -144,6 +145,86 @@ impl Copy<'_> {
         }
         next.at = range.end;
         Ok(Some((range, is_data)))
+    }
+}
+
+/// How a new image file keeps a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageFormat {
+    #[default]
+    Raw,
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// What people, file names and hypervisors call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// A new image file.
+pub enum ImageTarget {
+    Raw(RawTarget),
+    Qcow2(Qcow2Writer),
+}
+
+impl ImageTarget {
+    /// Makes a new file for a disk of `size` bytes that only its owner may read.
+    ///
+    /// Errors: [`Code::AlreadyExists`].
+    pub fn create(path: &Path, size: u64, format: ImageFormat) -> Result<Self> {
+        Ok(match format {
+            ImageFormat::Raw => Self::Raw(RawTarget::create(path, size)?),
+            ImageFormat::Qcow2 => Self::Qcow2(Qcow2Writer::create(path, size)?),
+        })
+    }
+
+    fn blocks(&self) -> &dyn Blocks {
+        match self {
+            Self::Raw(raw) => raw,
+            Self::Qcow2(qcow2) => qcow2,
+        }
+    }
+}
+
+impl Blocks for ImageTarget {
+    fn size(&self) -> u64 {
+        self.blocks().size()
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        self.blocks().extents(range)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.blocks().read_at(offset, buffer)
+    }
+}
+
+impl WritableBlocks for ImageTarget {
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.write_at(offset, data),
+            Self::Qcow2(qcow2) => qcow2.write_at(offset, data),
+        }
+    }
+
+    fn zero(&self, range: Range<u64>) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.zero(range),
+            Self::Qcow2(qcow2) => qcow2.zero(range),
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.flush(),
+            Self::Qcow2(qcow2) => qcow2.flush(),
+        }
     }
 }
 

@@ -15,12 +15,12 @@ mod tree;
 mod view;
 
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
-pub use disks::{RawTarget, write_disk};
+pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use inside::{Inside, Keys};
 pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
-pub use restore::{DiskPlaces, Goal, MachinePlan, plan_machine, restore_machine};
+pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, plan_machine, restore_machine};
 pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
 pub use tree::VolumeSeen;
 pub use view::MachineView;

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mainstay_core::{
-    Body, Captured, Code, Counts, Error, Event, Item, ItemPath, Kind, Phase, Piece, Progress, Receipt,
-    Result, Skip, Target,
+    Blocks as _, Body, Captured, Code, Counts, Error, Event, Item, ItemPath, Kind, Phase, Piece, Progress,
+    Receipt, Result, Skip, Target,
 };
-use mainstay_repository::{PointInfo, PointReader};
+use mainstay_diskimage::partition::refit;
+use mainstay_repository::{Entry, PointInfo, PointReader};
 use mainstay_workloads::vm::{DISKS, disk_path};
 
-use super::disks::{RawTarget, write_disk};
+use super::disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 use crate::copy::copy;
 
 /// The longest document of a machine, in bytes.
@@ -22,10 +23,37 @@ const DOCUMENT_MAX: usize = 16 << 20;
 /// Where the disks of a machine go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskPlaces {
-    /// As image files in this directory, with the documents that describe the machine.
-    Directory(PathBuf),
+    /// As image files in a directory.
+    Directory(ImageFolder),
     /// Over these devices, by the names of the disks.
     Devices(BTreeMap<String, PathBuf>),
+}
+
+/// A directory for image files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFolder {
+    /// Made if it is not there.
+    pub directory: PathBuf,
+    pub format: ImageFormat,
+    /// The documents that describe the machine, too.
+    pub documents: bool,
+    /// The disks wanted, by name; all when `None`.
+    pub disks: Option<Vec<String>>,
+    /// Bytes that a disk is to have, by name, when they are not those that it had.
+    pub sizes: BTreeMap<String, u64>,
+}
+
+impl ImageFolder {
+    /// For every disk as it was, and the documents.
+    pub fn new(directory: PathBuf) -> Self {
+        let (format, sizes) = (ImageFormat::Raw, BTreeMap::new());
+        Self { directory, format, documents: true, disks: None, sizes }
+    }
+
+    /// The file of a disk.
+    pub fn image(&self, disk: &str) -> PathBuf {
+        self.directory.join(format!("{disk}.{}", self.format.name()))
+    }
 }
 
 /// One file or device that will be written.
@@ -37,6 +65,10 @@ pub struct Goal {
     pub is_device: bool,
     /// Bytes of the item.
     pub size: u64,
+    /// Of an image file.
+    pub format: ImageFormat,
+    /// Bytes that the disk will have; its own, unless others were asked for.
+    pub length: u64,
 }
 
 /// What [`restore_machine`] will write.
@@ -65,46 +97,74 @@ impl MachinePlan {
 /// [`Code::Usage`] for what is no device.
 pub fn plan_machine(reader: &PointReader, places: &DiskPlaces) -> Result<MachinePlan> {
     let disks = reader.list(&ItemPath::new(DISKS).unwrap_or_default())?;
+    let disks: Vec<Entry> = disks.into_iter().filter(|entry| entry.metadata.kind == Kind::Disk).collect();
     let mut goals = Vec::new();
     let mut directory = None;
     match places {
-        DiskPlaces::Directory(to) => {
-            directory = Some(to.clone());
-            let documents = reader.list(&ItemPath::root())?;
-            let documents = documents.iter().filter(|entry| entry.metadata.kind == Kind::Record);
-            for entry in documents.chain(disks.iter().filter(|entry| entry.metadata.kind == Kind::Disk)) {
-                let name = String::from_utf8_lossy(entry.path.name()).into_owned();
-                let file = if entry.metadata.kind == Kind::Disk { format!("{name}.raw") } else { name };
-                let path = to.join(file);
-                if path.symlink_metadata().is_ok() {
-                    return Err(Error::new(
-                        Code::AlreadyExists,
-                        format!("{} exists already", path.display()),
-                    )
-                    .hint("choose another directory, or move it away"));
-                }
-                let size = entry.metadata.size;
-                goals.push(Goal { item: entry.path.clone(), path, is_device: false, size });
-            }
+        DiskPlaces::Directory(folder) => {
+            directory = Some(folder.directory.clone());
+            goals = new_files(reader, folder, &disks)?;
         }
         DiskPlaces::Devices(devices) => {
             for (name, path) in devices {
-                let item = disk_path(name)?;
-                let Some(entry) = disks.iter().find(|entry| entry.path == item) else {
-                    let known: Vec<String> = disks
-                        .iter()
-                        .map(|entry| String::from_utf8_lossy(entry.path.name()).into_owned())
-                        .collect();
-                    return Err(Error::new(Code::NotFound, format!("the point has no disk {name:?}"))
-                        .hint(format!("it has {}", known.join(", "))));
-                };
-                RawTarget::device(path)?;
-                goals.push(Goal { item, path: path.clone(), is_device: true, size: entry.metadata.size });
+                let entry = find(&disks, name)?;
+                let length = RawTarget::device(path)?.size();
+                let (item, size) = (entry.path.clone(), entry.metadata.size);
+                let (path, format) = (path.clone(), ImageFormat::Raw);
+                goals.push(Goal { item, path, is_device: true, size, format, length });
             }
         }
     }
     goals.sort_by(|left, right| left.item.cmp(&right.item));
     Ok(MachinePlan { point: reader.info().clone(), goals, directory })
+}
+
+/// Finds a disk of the point.
+fn find<'a>(disks: &'a [Entry], name: &str) -> Result<&'a Entry> {
+    let item = disk_path(name)?;
+    disks.iter().find(|entry| entry.path == item).ok_or_else(|| {
+        let known: Vec<String> =
+            disks.iter().map(|entry| String::from_utf8_lossy(entry.path.name()).into_owned()).collect();
+        Error::new(Code::NotFound, format!("the point has no disk {name:?}"))
+            .hint(format!("it has {}", known.join(", ")))
+    })
+}
+
+fn new_files(reader: &PointReader, folder: &ImageFolder, disks: &[Entry]) -> Result<Vec<Goal>> {
+    for name in folder.disks.iter().flatten().chain(folder.sizes.keys()) {
+        find(disks, name)?;
+    }
+    let mut goals = Vec::new();
+    let mut add = |entry: &Entry, path: PathBuf, format, length| {
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::new(Code::AlreadyExists, format!("{} exists already", path.display()))
+                .hint("choose another directory, or move it away"));
+        }
+        let (item, size) = (entry.path.clone(), entry.metadata.size);
+        goals.push(Goal { item, path, is_device: false, size, format, length });
+        Ok(())
+    };
+    if folder.documents {
+        let documents = reader.list(&ItemPath::root())?;
+        for entry in documents.iter().filter(|entry| entry.metadata.kind == Kind::Record) {
+            let name = String::from_utf8_lossy(entry.path.name()).into_owned();
+            add(entry, folder.directory.join(name), ImageFormat::Raw, entry.metadata.size)?;
+        }
+    }
+    for entry in disks {
+        let name = String::from_utf8_lossy(entry.path.name()).into_owned();
+        if folder.disks.as_ref().is_some_and(|wanted| !wanted.contains(&name)) {
+            continue;
+        }
+        let length = folder.sizes.get(&name).copied().unwrap_or(entry.metadata.size);
+        if length != entry.metadata.size {
+            // Says now that it does not fit.
+            refit(reader.blocks(entry)?.as_ref(), length)
+                .map_err(|error| error.during(format!("the disk {name} cannot have {length} bytes")))?;
+        }
+        add(entry, folder.image(&name), folder.format, length)?;
+    }
+    Ok(goals)
 }
 
 /// Carries a plan out. New files are removed again when it fails; a device is then half written.
@@ -146,9 +206,9 @@ impl MachineTarget {
             return Err(Error::integrity(format!("/{} is a disk without blocks", item.path)));
         };
         let target = if goal.is_device {
-            RawTarget::device(&goal.path)?
+            ImageTarget::Raw(RawTarget::device(&goal.path)?)
         } else {
-            let target = RawTarget::create(&goal.path, disk.size())?;
+            let target = ImageTarget::create(&goal.path, goal.length, goal.format)?;
             self.made.push(goal.path.clone());
             target
         };

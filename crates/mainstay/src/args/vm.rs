@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use mainstay_engine::vm::ImageFormat;
 
 use super::{Inside, POINT_HELP};
 
@@ -118,6 +119,24 @@ pub(crate) enum Left {
     Swap,
 }
 
+/// How image files keep a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Byte for byte, with holes
+    Raw,
+    /// QEMU's own, which can keep bitmaps and snapshots
+    Qcow2,
+}
+
+impl From<Format> for ImageFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mainstay vm restore web@latest --to /var/lib/libvirt/images/web
@@ -131,6 +150,9 @@ pub(crate) struct VmRestore {
     /// Make image files and the machine's description in this directory
     #[arg(long, value_name = "DIR", required_unless_present = "disk")]
     pub to: Option<PathBuf>,
+    /// What the image files are
+    #[arg(long, value_enum, default_value = "raw", requires = "to")]
+    pub format: Format,
     /// Write this disk over that device (can be repeated)
     #[arg(long, value_name = "DISK=DEVICE", conflicts_with = "to")]
     pub disk: Vec<String>,

@@ -97,8 +97,8 @@ fn check_name(name: &str) -> Result<()> {
 fn uuid(random: Random<'_>) -> Result<String> {
     let mut bytes = [0; 16];
     random(&mut bytes)?;
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let [a, b, c, d, e, f, g, h, i, j, rest @ ..] = bytes.map(|byte| format!("{byte:02x}"));
     Ok(format!("{a}{b}{c}{d}-{e}{f}-{g}{h}-{i}{j}-{}", rest.concat()))
 }

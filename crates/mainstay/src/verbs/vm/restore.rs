@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
-use mainstay_engine::vm::{DiskPlaces, KIND, MachinePlan, plan_machine, restore_machine};
+use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, plan_machine, restore_machine};
 
 use super::super::Done;
 use crate::args::VmRestore;
@@ -51,7 +51,8 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
 fn places(arguments: &VmRestore, session: &Session) -> Result<DiskPlaces> {
     let directory = &session.doors.directory;
     if let Some(to) = &arguments.to {
-        return Ok(DiskPlaces::Directory(directory.join(to)));
+        let folder = ImageFolder::new(directory.join(to));
+        return Ok(DiskPlaces::Directory(ImageFolder { format: arguments.format.into(), ..folder }));
     }
     let mut devices = BTreeMap::new();
     for text in &arguments.disk {

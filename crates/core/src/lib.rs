@@ -2,6 +2,7 @@
 //! plain values. The other crates meet only through these types.
 
 mod blocks;
+mod change;
 mod clock;
 mod error;
 mod item;
@@ -11,6 +12,7 @@ mod store;
 mod traits;
 
 pub use blocks::BlockStream;
+pub use change::{Change, ChangeStream, StreamRef};
 pub use clock::{Clock, Time};
 pub use error::{Code, Error, Result};
 pub use item::{Body, HardLink, Item, ItemPath, Kind, Metadata, PathError, Skip, SkipReason, Stamp};

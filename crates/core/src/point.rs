@@ -60,7 +60,7 @@ pub struct WorkloadRef {
 }
 
 /// Where the next increment starts (an LSN, a GTID, a bitmap). Opaque outside its workload.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position(pub Vec<u8>);
 
 /// How consistent the captured state is, weakest first. The numbers are part of the repository format.

@@ -5,6 +5,7 @@
 //! | [`Repository`] | opens, lists, notes, expires | `repository.rs` |
 //! | [`PointWriter`] | takes items in, makes a point | `write/` |
 //! | [`PointReader`] | looks into a point, yields its items | `read/` |
+//! | [`JournalWriter`], [`Journal`] | keep and give back a workload's log | `journal/` |
 //! | the log | decides the order of everything | `log/` |
 //! | the layouts | bytes of every stored object | `format/` |
 //! | the collector, `verify` | free and check stored bytes, set aside what is damaged | `collect/`, `verify.rs`, `mend.rs` |
@@ -24,6 +25,7 @@ mod format;
 #[cfg(test)]
 mod hostile;
 mod index;
+mod journal;
 pub mod keys;
 mod log;
 mod memory;
@@ -47,6 +49,7 @@ mod write;
 
 pub use collect::{GcOptions, GcPlan, GcReport};
 pub use format::pack::PackId;
+pub use journal::{Hole, Journal, JournalWriter, StreamId, Stretch};
 pub use keys::FamilyId;
 pub use points::{Hold, Note, PointInfo};
 pub use read::{Change, ChangeKind, Diff, Entry, PointReader, PointSource, Walk, diff};

@@ -8,6 +8,7 @@ pub(crate) const LOG: &str = "log";
 pub(crate) const POINTS: &str = "points";
 pub(crate) const PACKS: &str = "pack";
 pub(crate) const RUNS: &str = "index";
+pub(crate) const JOURNALS: &str = "journal";
 
 pub(crate) fn key_slot(id: &Id16) -> String {
     format!("{KEYS}/{id}")
@@ -37,6 +38,23 @@ pub(crate) fn pack(id: &Id16) -> String {
 
 pub(crate) fn index_run(id: &Id16) -> String {
     format!("{RUNS}/{id}")
+}
+
+/// Under which all objects of a stream lie.
+pub(crate) fn journals(stream: &Id16) -> String {
+    format!("{JOURNALS}/{stream}")
+}
+
+/// The number in 16 hexadecimal digits, so that names sort as numbers do.
+pub(crate) fn journal(stream: &Id16, number: u64) -> String {
+    format!("{JOURNALS}/{stream}/{number:016x}")
+}
+
+/// Stream and number in the name of a journal object.
+pub(crate) fn journal_object(name: &str) -> Option<(Id16, u64)> {
+    let (stream, number) = name.strip_prefix(JOURNALS)?.strip_prefix('/')?.split_once('/')?;
+    let (stream, number) = (stream.parse().ok()?, u64::from_str_radix(number, 16).ok()?);
+    (journal(&stream, number) == name).then_some((stream, number))
 }
 
 /// The second copy of a small object.

@@ -332,7 +332,11 @@ impl Repository {
         })
     }
 
-    fn append(&self, power: Powers, decide: &mut dyn FnMut(&State) -> Result<Change>) -> Result<()> {
+    pub(crate) fn append(
+        &self,
+        power: Powers,
+        decide: &mut dyn FnMut(&State) -> Result<Change>,
+    ) -> Result<()> {
         self.shared.append(power, decide)?;
         self.remember();
         Ok(())

@@ -109,6 +109,7 @@ impl Repository {
         self.verify_log(&mut findings);
         if scope.points.is_empty() {
             self.verify_copies(&mut findings.report)?;
+            self.verify_journals(scope.read_data, &mut findings.report, progress)?;
         }
         let state = self.shared.state().clone();
         let chosen = |point: &&&PointState| scope.points.is_empty() || scope.points.contains(&point.entry.id);

@@ -76,6 +76,8 @@ pub struct GcPlan {
     /// Index runs of which nothing is left, and objects of points that expired.
     pub runs: Vec<Id16>,
     pub points: Vec<PointId>,
+    /// Objects of journals that nobody needs any more.
+    pub(crate) journals: Vec<String>,
     /// Bytes that become free once everything condemned here is deleted, and of those, now.
     pub condemns_bytes: u64,
     pub frees_bytes: u64,

@@ -1,6 +1,6 @@
-//! Small objects that nobody needs any more: index runs whose groups are gone, and expired points.
+//! Objects that nobody needs any more: index runs whose groups are gone, expired points, trimmed journals.
 //!
-//! No record frees them: that they are free follows from records that stand in the log already, and never changes.
+//! That they are free follows from records that stand in the log already, and never changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -24,6 +24,15 @@ impl Repository {
             let goes = freed.get(&id).copied().unwrap_or_else(|| now.since(listed.modified) >= waits);
             if goes {
                 plan.runs.push(id);
+                plan.frees_bytes += listed.size;
+            }
+            Ok(())
+        })?;
+        self.shared.store.list(names::JOURNALS, &mut |listed| {
+            if let Some((stream, number)) = names::journal_object(&listed.name)
+                && number < state.trimmed(&stream)
+            {
+                plan.journals.push(listed.name);
                 plan.frees_bytes += listed.size;
             }
             Ok(())
@@ -82,6 +91,7 @@ impl Repository {
     pub(super) fn delete_small(&self, plan: &GcPlan, progress: &dyn Progress) -> Result<u64> {
         let point = |id: &Id16| [names::copy_of(&names::point(id)), names::point(id)];
         let names = plan.points.iter().flat_map(point).chain(plan.runs.iter().map(names::index_run));
+        let names = names.chain(plan.journals.iter().cloned());
         let mut freed = 0;
         for name in names {
             progress.check()?;

@@ -181,7 +181,7 @@ pub(crate) fn block_digest(bytes: &[u8]) -> [u8; 16] {
     short(blake3::hash(bytes).as_bytes())
 }
 
-fn short(hash: &[u8; 32]) -> [u8; 16] {
+pub(crate) fn short(hash: &[u8; 32]) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&hash[..16]);
     short

@@ -82,6 +82,11 @@ pub(crate) enum Change {
     /// Signed by the root key: from here on readers, writers and collectors must know more; see
     /// [`crate::config::Features`].
     Features(Features),
+    /// Nobody needs the objects of this journal with lower numbers any more.
+    Trim {
+        stream: Id16,
+        below: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +156,7 @@ impl Change {
             Self::Condemn { .. } => 6,
             Self::Delete { .. } => 7,
             Self::Features(_) => 8,
+            Self::Trim { .. } => 9,
         }
     }
 
@@ -160,7 +166,9 @@ impl Change {
             Self::Genesis { .. } | Self::Writer(_) | Self::Features(_) => None,
             Self::Commit { .. } => Some(Powers::WRITE),
             // A writer may tag and hold; only who may expire can take a hold away.
-            Self::Note { note: StoredNote::Release(_), .. } | Self::Expire { .. } => Some(Powers::EXPIRE),
+            Self::Note { note: StoredNote::Release(_), .. } | Self::Expire { .. } | Self::Trim { .. } => {
+                Some(Powers::EXPIRE)
+            }
             Self::Note { .. } => Some(Powers::WRITE),
             Self::Condemn { .. } | Self::Delete { .. } => Some(Powers::COLLECT),
         }
@@ -169,7 +177,9 @@ impl Change {
     /// Whose features its author must know.
     pub(crate) fn duty(&self) -> Duty {
         match self {
-            Self::Expire { .. } | Self::Condemn { .. } | Self::Delete { .. } => Duty::Collect,
+            Self::Expire { .. } | Self::Condemn { .. } | Self::Delete { .. } | Self::Trim { .. } => {
+                Duty::Collect
+            }
             _ => Duty::Write,
         }
     }
@@ -198,6 +208,10 @@ impl Change {
             }
             Self::Delete { packs } => list(&mut out, packs, |id, out| out.fixed(&id.0)),
             Self::Features(features) => features.encode(&mut out),
+            Self::Trim { stream, below } => {
+                out.fixed(&stream.0);
+                out.u64(*below);
+            }
         }
         out
     }
@@ -228,6 +242,7 @@ impl Change {
             },
             7 => Self::Delete { packs: read_list(input, 16, Decoder::id)? },
             8 => Self::Features(Features::decode(input)?),
+            9 => Self::Trim { stream: input.id()?, below: input.u64()? },
             _ => return Err(Error::new(Code::TooNew, format!("a log record is of the unknown kind {kind}"))),
         })
     }

@@ -31,6 +31,8 @@ pub(crate) struct State {
     runs: Vec<RunState>,
     /// Which run tells what a group holds.
     told_by: HashMap<GroupId, usize>,
+    /// By stream of a journal: the first number that is still needed.
+    trimmed: BTreeMap<Id16, u64>,
     /// The latest moment that any record claims.
     newest: Time,
     /// Numbers of records before which one is missing from the chain.
@@ -148,6 +150,11 @@ impl State {
     /// What readers, writers and collectors must know.
     pub(crate) fn features(&self) -> &Features {
         &self.features
+    }
+
+    /// The first object of a journal that is still needed.
+    pub(crate) fn trimmed(&self, stream: &Id16) -> u64 {
+        self.trimmed.get(stream).copied().unwrap_or(0)
     }
 
     pub(crate) fn newest_time(&self) -> Time {
@@ -358,6 +365,10 @@ impl State {
             }
             Change::Delete { packs } => packs.iter().for_each(|pack| self.delete(pack)),
             Change::Features(features) => self.features.add(&features),
+            Change::Trim { stream, below } => {
+                let trimmed = self.trimmed.entry(stream).or_default();
+                *trimmed = below.max(*trimmed);
+            }
         }
         self.newest = self.newest.max(time);
         self.heads.push((hash, self.newest));

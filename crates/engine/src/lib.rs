@@ -4,6 +4,7 @@ pub mod address;
 pub mod backup;
 pub mod copy;
 pub mod find;
+pub mod follow;
 mod mirror;
 pub mod restore;
 pub mod retention;

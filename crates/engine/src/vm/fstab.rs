@@ -9,6 +9,8 @@ pub(super) struct Line {
     pub(super) at: ItemPath,
     /// The directory of the file system that is mounted; the root but for subvolumes of btrfs.
     pub(super) base: ItemPath,
+    /// Who owns the files of a file system that knows no owners: `umask=0077`, `uid=1000`.
+    pub(super) owners: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(super) enum Device {
     PartLabel(String),
     /// What stands after `/dev/`.
     Path(String),
+    /// No disk of the machine: `server:/export`.
+    Elsewhere,
 }
 
 /// The table, outer directories first. It comes from a guest: what makes no sense is passed over.
@@ -38,13 +42,22 @@ fn line(line: &[u8]) -> Option<Line> {
     let mut fields = text.split_ascii_whitespace();
     let (device, at, kind) = (fields.next()?, fields.next()?, fields.next()?);
     let options = fields.next().unwrap_or_default();
-    if matches!(kind, "swap" | "tmpfs" | "proc" | "sysfs" | "nfs" | "nfs4" | "cifs") {
+    if matches!(kind, "swap" | "tmpfs" | "proc" | "sysfs") {
         return None;
     }
     let at = path(&unescape(at))?;
     let subvolume = options.split(',').find_map(|option| option.strip_prefix("subvol="));
     let base = subvolume.map_or(Some(ItemPath::root()), |subvolume| path(&unescape(subvolume)))?;
-    Some(Line { device: spec(&unescape(device))?, at, base })
+    let owners = options.split(',').filter(|option| is_of_owners(option)).map(str::to_owned).collect();
+    Some(Line { device: spec(&unescape(device)).unwrap_or(Device::Elsewhere), at, base, owners })
+}
+
+/// Whether an option of mount(8) says who owns files, in nothing but digits.
+fn is_of_owners(option: &str) -> bool {
+    let known = option
+        .split_once('=')
+        .filter(|(name, _)| matches!(*name, "umask" | "fmask" | "dmask" | "uid" | "gid"));
+    known.is_some_and(|(_, value)| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn spec(text: &str) -> Option<Device> {
@@ -112,7 +125,7 @@ mod tests {
             \n\
             /dev/mapper/vg-srv\t/srv/my\\040data xfs defaults 0 2\n\
             LABEL=\"boot\" /boot ext2 defaults\n\
-            PARTUUID=12ab-03 /boot/efi vfat umask=0077 0 1\n\
+            PARTUUID=12ab-03 /boot/efi vfat umask=0077,uid=`id`,exec 0 1\n\
             /dev/disk/by-uuid/FFFF /home btrfs subvol=/@home,compress=zstd 0 0\n\
             UUID=1 none swap sw 0 0\n\
             tmpfs /tmp tmpfs size=1g 0 0\n\
@@ -120,13 +133,17 @@ mod tests {
             /dev/sr0 /media/../../etc iso9660 ro 0 0\n\
             nonsense\n\
             \xff\xfe / ext4\n";
-        let line = |device, at: &str, base: &str| Line { device, at: path(at), base: path(base) };
+        let line = |device, at: &str, base: &str| {
+            let owners = if at == "boot/efi" { vec!["umask=0077".to_owned()] } else { Vec::new() };
+            Line { device, at: path(at), base: path(base), owners }
+        };
         assert_eq!(
             parse(table),
             [
                 line(Device::Uuid("abc-1".into()), "", ""),
                 line(Device::Label("boot".into()), "boot", ""),
                 line(Device::Uuid("ffff".into()), "home", "@home"),
+                line(Device::Elsewhere, "mnt", ""),
                 line(Device::Path("mapper/vg-srv".into()), "srv/my data", ""),
                 line(Device::PartUuid("12ab-03".into()), "boot/efi", ""),
             ]

@@ -1,6 +1,7 @@
 //! Virtual machines: their recovery points, and the files inside them.
 
 mod along;
+mod apply;
 mod backup;
 mod disks;
 mod fstab;
@@ -8,19 +9,22 @@ mod inside;
 mod instant;
 mod lean;
 mod mixed;
+mod mounted;
+mod private;
 mod restore;
 mod source;
 mod timeline;
 mod tree;
 mod view;
 
+pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use inside::{Inside, Keys};
 pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
-pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, plan_machine, restore_machine};
+pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, machine_disks, plan_machine, restore_machine};
 pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
 pub use tree::VolumeSeen;
 pub use view::MachineView;

@@ -167,6 +167,12 @@ fn new_files(reader: &PointReader, folder: &ImageFolder, disks: &[Entry]) -> Res
     Ok(goals)
 }
 
+/// How many disks the machine of a point has.
+pub fn machine_disks(reader: &PointReader) -> Result<usize> {
+    let entries = reader.list(&ItemPath::new(DISKS).unwrap_or_default())?;
+    Ok(entries.iter().filter(|entry| entry.metadata.kind == Kind::Disk).count())
+}
+
 /// Carries a plan out. New files are removed again when it fails; a device is then half written.
 pub fn restore_machine(
     reader: &PointReader,

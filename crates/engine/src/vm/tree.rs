@@ -1,10 +1,11 @@
 //! The file systems of a machine joined into one tree, as the machine itself mounts them.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use mainstay_core::{Blocks, Code, Error, ItemPath, Kind, Metadata, Piece, Result, StreamReader};
-use mainstay_diskimage::fs::{FileSystem, Node, Opened};
+use mainstay_diskimage::fs::{FileSystem, FsKind, Node, Opened};
 use mainstay_diskimage::map::Opener;
 use mainstay_diskimage::volume::{Encryption, Volume, volumes};
 
@@ -29,6 +30,8 @@ pub struct VolumeSeen {
     uuid: Option<String>,
     file_system: Option<Arc<dyn FileSystem>>,
     trouble: Option<Trouble>,
+    /// The index of the disk and the bytes of it that are the volume, if they are, as they lie there and in one piece.
+    pub(super) stretch: Option<(usize, Range<u64>)>,
 }
 
 /// Why there may be files on a volume that nobody sees.
@@ -41,17 +44,25 @@ enum Trouble {
 pub(super) struct Tree {
     pub(super) volumes: Vec<VolumeSeen>,
     /// Outer directories first; the first one is the root if there is one.
-    mounts: Vec<Mount>,
+    pub(super) mounts: Vec<Mount>,
+    /// Where the machine mounts what is not on its disks, or was not found there.
+    pub(super) elsewhere: Vec<ItemPath>,
     pub(super) notes: Vec<String>,
 }
 
-struct Mount {
-    at: ItemPath,
+pub(super) struct Mount {
+    pub(super) at: ItemPath,
     base: Node,
+    /// The index of the volume, and its line of the table.
+    pub(super) volume: usize,
+    pub(super) line: Line,
     file_system: Arc<dyn FileSystem>,
     /// Keeps hard links of different file systems apart.
     device: u64,
 }
+
+/// The index of the volume that a machine runs from, its root there, by path and by node, and its table of mounts.
+type Root = (usize, (ItemPath, Node), Vec<Line>);
 
 /// A file or directory of the tree.
 #[derive(Clone)]
@@ -84,7 +95,8 @@ impl Tree {
     /// Finds volumes and file systems on the disks of a machine. What cannot be understood becomes a note.
     pub(super) fn of(disks: &[Arc<dyn Blocks>], inside: &Inside<'_>) -> Result<Self> {
         let layout = volumes(disks, inside.keys)?;
-        let mut tree = Self { volumes: Vec::new(), mounts: Vec::new(), notes: layout.notes };
+        let mut tree =
+            Self { volumes: Vec::new(), mounts: Vec::new(), elsewhere: Vec::new(), notes: layout.notes };
         for volume in layout.volumes {
             let seen = tree.look(volume, inside.open);
             tree.volumes.push(seen);
@@ -96,6 +108,7 @@ impl Tree {
     fn look(&mut self, volume: Volume, open: Opener<'_>) -> VolumeSeen {
         let name = volume.name.replace('/', "-");
         let (size, label, uuid) = (volume.blocks.size(), volume.label.clone(), volume.uuid.clone());
+        let stretch = stretch(&volume);
         let (mut file_system, mut trouble) = (None, None);
         let holds = if volume.encryption == Encryption::Locked {
             trouble = Some(Trouble::Locked);
@@ -118,59 +131,69 @@ impl Tree {
                 }
             }
         };
-        VolumeSeen { name, size, holds, mounted: None, label, uuid, file_system, trouble }
+        VolumeSeen { name, size, holds, mounted: None, label, uuid, file_system, trouble, stretch }
     }
 
     /// Finds the root and mounts what its table says.
     fn mount(&mut self) -> Result<()> {
         let Some((root, base, table)) = self.find_root()? else { return Ok(()) };
-        self.add_mount(root, &ItemPath::root(), base);
-        for Line { device, at, base } in table {
-            if at.is_root() {
+        let (at, owners) = (ItemPath::root(), Vec::new());
+        let line = Line { device: Device::Elsewhere, at, base: base.0, owners };
+        self.add_mount(root, line, base.1);
+        for line in table {
+            if line.at.is_root() {
                 continue;
             }
-            let Some(volume) = self.volumes.iter().position(|volume| volume.is(&device)) else { continue };
-            let Some(file_system) = self.volumes.get(volume).and_then(|it| it.file_system.clone()) else {
+            let volume = self.volumes.iter().position(|volume| volume.is(&line.device));
+            let file_system = volume.and_then(|index| self.volumes.get(index)?.file_system.clone());
+            let (Some(volume), Some(file_system)) = (volume, file_system) else {
+                self.elsewhere.push(line.at);
                 continue;
             };
-            match unless_odd(file_system.lookup(&base))? {
-                Some(base) => self.add_mount(volume, &at, base),
-                None => self.notes.push(format!("/{at}: what the machine mounts there is not on its volume")),
+            match unless_odd(file_system.lookup(&line.base))? {
+                Some(base) => self.add_mount(volume, line, base),
+                None => {
+                    let at = line.at;
+                    self.notes.push(format!("/{at}: what the machine mounts there is not on its volume"));
+                    self.elsewhere.push(at);
+                }
             }
         }
         Ok(())
     }
 
-    fn add_mount(&mut self, volume: usize, at: &ItemPath, base: Node) {
+    fn add_mount(&mut self, volume: usize, line: Line, base: Node) {
+        let at = line.at.clone();
         let device = self.volumes.len() as u64 + self.mounts.len() as u64;
         let Some(seen) = self.volumes.get_mut(volume) else { return };
         let Some(file_system) = seen.file_system.clone() else { return };
         seen.mounted.get_or_insert_with(|| at.clone());
-        self.mounts.retain(|mount| mount.at != *at);
-        self.mounts.push(Mount { at: at.clone(), base, file_system, device });
+        self.mounts.retain(|mount| mount.at != at);
+        self.mounts.push(Mount { at, base, volume, line, file_system, device });
     }
 
     /// The volume that the machine runs from: the one with a table of mounts, otherwise the one that looks like a
     /// system, otherwise the only one.
-    fn find_root(&self) -> Result<Option<(usize, Node, Vec<Line>)>> {
+    fn find_root(&self) -> Result<Option<Root>> {
         let readable = || {
             self.volumes.iter().enumerate().filter_map(|(index, it)| Some((index, it.file_system.as_ref()?)))
         };
         let bases = |found: &Arc<dyn FileSystem>| {
             // A system on btrfs commonly lives in a subvolume of this name.
             let usual = found.child(found.root(), b"@").ok().flatten();
-            [Some(found.root()), usual].into_iter().flatten()
+            let usual = usual.and_then(|node| Some((ItemPath::new("@").ok()?, node)));
+            [Some((ItemPath::root(), found.root())), usual].into_iter().flatten()
         };
         for (index, found) in readable() {
             for base in bases(found) {
-                if let Some(table) = unless_odd(read_table(found.as_ref(), base))?.flatten() {
+                if let Some(table) = unless_odd(read_table(found.as_ref(), base.1))?.flatten() {
                     return Ok(Some((index, base, table)));
                 }
             }
         }
         for (index, found) in readable() {
             for base in bases(found) {
-                let has = |name: &[u8]| found.child(base, name).ok().flatten().is_some();
+                let has = |name: &[u8]| found.child(base.1, name).ok().flatten().is_some();
                 if has(b"etc") && (has(b"usr") || has(b"bin")) {
                     return Ok(Some((index, base, Vec::new())));
                 }
@@ -178,7 +201,7 @@ impl Tree {
         }
         let mut all = readable();
         Ok(match (all.next(), all.next()) {
-            (Some((index, found)), None) => Some((index, found.root(), Vec::new())),
+            (Some((index, found)), None) => Some((index, (ItemPath::root(), found.root()), Vec::new())),
             _ => None,
         })
     }
@@ -259,6 +282,10 @@ impl Tree {
 }
 
 impl Mount {
+    pub(super) fn kind(&self) -> FsKind {
+        self.file_system.about().kind
+    }
+
     fn leaf(&self) -> Leaf {
         Leaf { file_system: Arc::clone(&self.file_system), node: self.base, device: self.device }
     }
@@ -296,8 +323,16 @@ impl VolumeSeen {
             Device::PartUuid(uuid) => same(&self.uuid, uuid),
             Device::PartLabel(label) => self.label.as_ref() == Some(label),
             Device::Path(path) => self.name == device_name(path),
+            Device::Elsewhere => false,
         }
     }
+}
+
+/// Where a volume lies, unless it is encrypted or in pieces.
+fn stretch(volume: &Volume) -> Option<(usize, Range<u64>)> {
+    let mut places = (volume.encryption == Encryption::None).then(|| volume.occupied())?;
+    let (disk, range) = places.pop().filter(|_| places.is_empty())?;
+    (range.end - range.start == volume.blocks.size()).then_some((disk, range))
 }
 
 /// The name of a volume for a path below `/dev`: disks have other letters on other buses.

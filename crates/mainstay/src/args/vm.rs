@@ -143,6 +143,7 @@ impl From<Format> for ImageFormat {
   mainstay vm restore web@latest --disk vda=/dev/sdb       a bare disk, of the same size or another
   mainstay vm restore web@latest --to /mnt/x --dry-run
 
+Files of the machine that were backed up after its image are put on the disks (see mainstay backup --machine).
 Single files come back with `mainstay restore web@latest /etc/nginx --to DIR`.")]
 pub(crate) struct VmRestore {
     #[arg(help = POINT_HELP)]
@@ -156,6 +157,11 @@ pub(crate) struct VmRestore {
     /// Write this disk over that device (can be repeated)
     #[arg(long, value_name = "DISK=DEVICE", conflicts_with = "to")]
     pub disk: Vec<String>,
+    /// Only the image, without putting newer files of the machine on the disks (which takes root)
+    #[arg(long)]
+    pub image_only: bool,
+    #[command(flatten)]
+    pub inside: Inside,
     /// Say what would be written; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,

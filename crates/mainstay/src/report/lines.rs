@@ -8,6 +8,7 @@ use mainstay_engine::view::Seen;
 use mainstay_engine::vm::machine_of;
 use mainstay_engine::workload::root_bytes;
 use mainstay_repository::PointInfo;
+use mainstay_workloads::files;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -69,6 +70,8 @@ pub enum Line {
     MachineCaptured(machines::MachineCaptured),
     /// What became of a machine's disks.
     MachineRestored(machines::MachineRestored),
+    /// Newer files were put on the restored disks of a machine.
+    FilesApplied(machines::FilesApplied),
     /// A machine runs from its point.
     MachineRunning(machines::MachineRunning),
     /// A machine that runs from its point was copied home.
@@ -515,6 +518,13 @@ impl From<&Counts> for Totals {
         let Counts { items, bytes, unchanged, read_bytes, new_bytes, written_bytes, skipped, noticed } =
             *counts;
         Self { items, bytes, unchanged, read_bytes, new_bytes, written_bytes, skipped, noticed }
+    }
+}
+
+impl From<&files::Changes> for Changes {
+    fn from(changes: &files::Changes) -> Self {
+        let files::Changes { created, replaced, metadata, deleted, same, blocked } = *changes;
+        Self { created, replaced, metadata, deleted, same, blocked }
     }
 }
 

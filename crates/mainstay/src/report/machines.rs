@@ -4,7 +4,7 @@ use mainstay_repository::PointInfo;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::lines::stamp;
+use super::lines::{Changes, stamp};
 
 /// A machine of a host, and how it stands.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -100,6 +100,22 @@ pub struct MachineRestored {
     pub bytes: u64,
     /// Of data; the rest is holes.
     pub written_bytes: u64,
+    pub seconds: f64,
+}
+
+/// Newer files were put on the restored disks.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct FilesApplied {
+    /// The point of the disks.
+    pub image: String,
+    /// The points of the files, in this order.
+    pub files: Vec<String>,
+    #[serde(flatten)]
+    pub changes: Changes,
+    pub written_bytes: u64,
+    /// What could not be put where it belongs.
+    pub skipped: u64,
+    pub damaged: u64,
     pub seconds: f64,
 }
 

@@ -11,7 +11,7 @@ use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
     Totals, Verified, WouldBackUp,
 };
-use super::machines::{Composed, MachineCaptured, MachineRestored, MachineRunning, Proven};
+use super::machines::{Composed, FilesApplied, MachineCaptured, MachineRestored, MachineRunning, Proven};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -66,6 +66,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Composed(shown) => composed(shown, zone),
         Line::MachineCaptured(captured) => machine_captured(captured),
         Line::MachineRestored(restored) => machine_restored(restored),
+        Line::FilesApplied(done) => files_applied(done),
         Line::MachineRunning(running) => machine_running(running),
         Line::MachineHome(home) => {
             format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
@@ -150,6 +151,19 @@ fn what_it_holds(point: &Point) -> String {
         "vm" => "image".to_owned(),
         kind => clean(kind),
     }
+}
+
+fn files_applied(done: &FilesApplied) -> String {
+    let mut text = format!(
+        "newer files put on the disks: {}   {} written · {}\n",
+        changes(&done.changes),
+        bytes(done.written_bytes),
+        seconds(done.seconds)
+    );
+    if done.skipped > 0 {
+        text.push_str(&format!("{} skipped\n", counted(done.skipped, "item was", "items were")));
+    }
+    text
 }
 
 fn machine_captured(captured: &MachineCaptured) -> String {

@@ -10,7 +10,7 @@ use mainstay_engine::undo::{newest, plan_undo};
 use mainstay_engine::view::PointView;
 use mainstay_engine::vm;
 use mainstay_repository::Repository;
-use mainstay_workloads::files::{self, Action, OwnerRule, RestoreMode};
+use mainstay_workloads::files::{Action, OwnerRule, RestoreMode};
 
 use super::{Done, item_path};
 use crate::args::{Mode, Owners, Restore, Undo};
@@ -140,7 +140,7 @@ fn finish(
     session.report.line(&Line::Restored(Restored {
         point: plan.point.id.to_string(),
         target: lines::Target::of(&plan.root),
-        changes: changes(&restored.changes),
+        changes: Changes::from(&restored.changes),
         bytes: restored.counts.bytes,
         written_bytes: restored.counts.written_bytes,
         skipped: restored.counts.skipped,
@@ -186,7 +186,7 @@ fn summary(plan: &RestorePlan, undo: bool) -> Line {
     Line::RestorePlan(lines::RestorePlan {
         point: plan.point.id.to_string(),
         target: lines::Target::of(&plan.root),
-        changes: changes(&plan.totals),
+        changes: Changes::from(&plan.totals),
         bytes: plan.bytes,
         undo,
     })
@@ -211,9 +211,4 @@ fn show(session: &Session, plan: &RestorePlan) {
             return;
         }
     }
-}
-
-fn changes(from: &files::Changes) -> Changes {
-    let files::Changes { created, replaced, metadata, deleted, same, blocked } = *from;
-    Changes { created, replaced, metadata, deleted, same, blocked }
 }

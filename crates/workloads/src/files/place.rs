@@ -5,13 +5,13 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
 
-use mainstay_core::{Error, ItemPath, Kind, Metadata, Result};
+use mainstay_core::{Error, ItemPath, Kind, Metadata, Result, Stamp, Time};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::decide::Existing;
 use super::dirs::Dir;
-use super::inspect::{Inspector, kind, look};
+use super::inspect::{Inspector, kind, look, stamp};
 use super::names::{ListingBuffer, NameList};
 use super::owners::Owners;
 use super::remove::remove_tree;
@@ -52,6 +52,20 @@ impl Place {
         self.stack.retain(|(known, _)| !known.is_within(path));
         remove_tree(&directory, &name(path).map_err(fail)?).map_err(fail)?;
         Ok(true)
+    }
+
+    /// The stamp that a backup of what stands at `path` would give it, on this file system or on a copy of all of it;
+    /// `None` when there is nothing.
+    pub fn stamp(&mut self, path: &ItemPath) -> Result<Option<Stamp>> {
+        let fail = |errno: Errno| Error::io(format!("cannot look at {path}"), errno.into());
+        let Some(parent) = path.parent() else { return Ok(None) };
+        let Some(directory) = self.directory(&parent).map_err(fail)? else { return Ok(None) };
+        let (fd, name) = (directory.fd().map_err(fail)?, name(path).map_err(fail)?);
+        match look(&*fd, &name) {
+            Ok(stat) => Ok(Some(stamp(&stat, Time(i64::MAX)))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(fail(errno)),
+        }
     }
 
     /// Whether a directory stands at `path` whose time this user may set.

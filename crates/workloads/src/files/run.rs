@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +44,18 @@ pub struct Changes {
     pub same: u64,
     /// Of a plan only: what is done is a skip.
     pub blocked: u64,
+}
+
+impl AddAssign for Changes {
+    fn add_assign(&mut self, more: Self) {
+        let Self { created, replaced, metadata, deleted, same, blocked } = more;
+        self.created += created;
+        self.replaced += replaced;
+        self.metadata += metadata;
+        self.deleted += deleted;
+        self.same += same;
+        self.blocked += blocked;
+    }
 }
 
 /// The result of a restore.

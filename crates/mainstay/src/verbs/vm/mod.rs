@@ -3,6 +3,7 @@
 mod backup;
 mod hosts;
 mod list;
+mod newer;
 mod restore;
 mod run;
 

@@ -7,6 +7,7 @@ use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, plan_machine, restore_machine};
 
 use super::super::Done;
+use super::newer;
 use crate::args::VmRestore;
 use crate::report::human::bytes;
 use crate::report::lines::{Line, WouldDo};
@@ -16,13 +17,15 @@ use crate::session::Session;
 pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let places = places(arguments, session)?;
     let repository = session.open()?;
-    let point = session.point(&arguments.point, &repository.points()?)?;
+    let points = repository.points()?;
+    let (point, files) = newer::find(&arguments.point, arguments.image_only, &points, session)?;
     if point.workload.kind.0 != KIND {
         let what = format!("point {} of {} is not of a machine", point.id, point.workload.name);
         return Err(Error::new(Code::Usage, what).hint("mainstay restore brings files back"));
     }
     let reader = repository.read(&point.id)?;
     let plan = plan_machine(&reader, &places)?;
+    newer::check(&reader, &plan, &files, session)?;
     if arguments.dry_run {
         show(session, &plan);
         return Ok(None);
@@ -45,7 +48,7 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
         written_bytes: counts.written_bytes,
         seconds: session.seconds_since(began),
     }));
-    Ok(None)
+    newer::apply(&repository, &plan, files, &arguments.inside, session)
 }
 
 fn places(arguments: &VmRestore, session: &Session) -> Result<DiskPlaces> {

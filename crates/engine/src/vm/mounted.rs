@@ -1,0 +1,117 @@
+//! Volumes of disks that were just written, mounted by the kernel as their machine mounts them, so that files can be put on
+//! them. Only on a thread with mounts of its own: see [`super::private`].
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mainstay_core::{Code, Error, Result};
+use mainstay_diskimage::fs::FsKind;
+use mainstay_workloads::process::Program;
+
+use super::tree::Mount;
+
+/// How long mounting may take: a long journal is replayed.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// How directories to mount at are called; the process that made one follows.
+const PLACE: &str = ".mainstay-mounted-";
+
+/// The tree of a machine, mounted. Unmounted when dropped.
+pub(super) struct Mounted {
+    /// Where its root is.
+    pub(super) root: PathBuf,
+    /// Outer ones first.
+    places: Vec<PathBuf>,
+}
+
+impl Mounted {
+    /// A place to mount at, below `scratch`. Takes away what runs that were killed have left there: empty directories.
+    pub(super) fn new(scratch: &Path) -> Result<Self> {
+        sweep(scratch);
+        let root = scratch.join(format!("{PLACE}{}", std::process::id()));
+        std::fs::create_dir(&root)
+            .map_err(|error| Error::io(format!("cannot make {}", root.display()), error))?;
+        let root = root.canonicalize().map_err(|error| Error::io("cannot find a place to mount", error))?;
+        Ok(Self { root, places: Vec::new() })
+    }
+
+    /// Mounts a volume that lies on `disk`, an image file or a device, at its place in the tree.
+    ///
+    /// Errors: [`Code::Unsupported`] for a file system that is not written here; whatever the kernel says.
+    pub(super) fn mount(&mut self, mount: &Mount, disk: &Path, range: &Range<u64>) -> Result<()> {
+        let at = self.root.join(OsStr::from_bytes(mount.at.as_bytes()));
+        let real = at.canonicalize().map_err(|error| Error::io("the directory is not there", error))?;
+        if real != at {
+            return Err(Error::new(Code::Refused, "a symbolic link stands on the way to it"));
+        }
+        let (kind, options) = options(mount)?;
+        let place = format!("loop,offset={},sizelimit={}", range.start, range.end - range.start);
+        Program::new("mount", LIMIT)
+            .arguments(["-t", kind, "-o", &format!("{place},nosuid,nodev,noexec,noatime{options}")])
+            .argument(disk)
+            .argument(&at)
+            .run_well()?;
+        self.places.push(at);
+        Ok(())
+    }
+
+    /// Unmounts everything, so that all is on the disks.
+    pub(super) fn finish(mut self) -> Result<()> {
+        while let Some(place) = self.places.pop() {
+            Program::new("umount", LIMIT).argument(place).run_well()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        while let Some(place) = self.places.pop() {
+            // The end of the thread takes away what stays.
+            let _unmounted = Program::new("umount", LIMIT).argument(place).run_well();
+        }
+        let _removed = std::fs::remove_dir(&self.root);
+    }
+}
+
+/// The kernel's name of the file system, and what it has to be told.
+fn options(mount: &Mount) -> Result<(&'static str, String)> {
+    let kind = mount.kind();
+    Ok(match kind {
+        FsKind::Ext2 | FsKind::Ext3 | FsKind::Ext4 => ("ext4", String::new()),
+        // It refuses a second file system of one identity unless it is told not to mind.
+        FsKind::Xfs => ("xfs", ",nouuid".to_owned()),
+        FsKind::Btrfs => {
+            let base = std::str::from_utf8(mount.line.base.as_bytes()).ok();
+            let plain = base.filter(|base| !base.contains([',', '"', '\\']));
+            let base =
+                plain.ok_or_else(|| Error::new(Code::Unsupported, "its subvolume has a strange name"))?;
+            let subvolume = if base.is_empty() { String::new() } else { format!(",subvol=/{base}") };
+            ("btrfs", subvolume)
+        }
+        FsKind::Fat => {
+            let owners: String = mount.line.owners.iter().map(|option| format!(",{option}")).collect();
+            ("vfat", owners)
+        }
+        FsKind::Ntfs => {
+            let what = format!("{} is not written here", kind.name());
+            return Err(Error::new(Code::Unsupported, what));
+        }
+    })
+}
+
+/// Removes the empty places of processes that are no more.
+fn sweep(scratch: &Path) {
+    let Ok(entries) = std::fs::read_dir(scratch) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PLACE)?.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            // It is empty unless somebody else uses it.
+            let _removed = std::fs::remove_dir(entry.path());
+        }
+    }
+}

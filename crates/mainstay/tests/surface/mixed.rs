@@ -1,4 +1,6 @@
 //! A machine whose image is taken seldom and whose files are taken often, as one timeline.
+//!
+//! File systems are parsed by this process: a test is no program that could be started as a parser.
 
 use std::process::Command;
 
@@ -48,7 +50,9 @@ fn names(ran: &Ran) -> Vec<String> {
 fn newer_files_show_over_the_image_and_both_points_are_named() {
     let machine = image_and_files();
     let live = machine.arg("live");
-    let ls = |point: &str, more: &[&str]| machine.run(&[&["--json", "ls", point, &live], more].concat()).ok();
+    let ls = |point: &str, more: &[&str]| {
+        machine.run(&[&["--json", "ls", "--unconfined", point, &live], more].concat()).ok()
+    };
     assert_eq!(names(&ls("web@latest", &[])), ["edited", "gone"], "there is nothing newer");
     let done = machine.run(&["--json", "backup", "live", "--machine", "web"]).ok().only("backed_up");
     assert_eq!(done["tags"], serde_json::json!(["machine:web"]));
@@ -67,12 +71,15 @@ fn newer_files_show_over_the_image_and_both_points_are_named() {
         assert_eq!(names(&alone), ["edited", "gone"]);
         assert!(alone.json().iter().all(|line| line["type"] != "composed"));
     }
-    let cat = machine.run(&["cat", "web", &format!("{live}/edited")]).ok();
+    let cat = machine.run(&["cat", "--unconfined", "web", &format!("{live}/edited")]).ok();
     assert_eq!(cat.out, "newer");
     assert!(cat.err.contains("files") && cat.err.contains("databases"), "{}", cat.err);
-    assert_eq!(machine.run(&["cat", "web", "--image-only", &format!("{live}/edited")]).ok().out, "old");
+    assert_eq!(
+        machine.run(&["cat", "--unconfined", "web", "--image-only", &format!("{live}/edited")]).ok().out,
+        "old"
+    );
 
-    machine.run(&["restore", "web@latest", &live, "--to", "back", "--strip"]).ok();
+    machine.run(&["restore", "--unconfined", "web@latest", &live, "--to", "back", "--strip"]).ok();
     assert_eq!((machine.read("back/edited"), machine.read("back/fresh")), ("newer".into(), "fresh".into()));
     assert!(!machine.at("back/gone").exists());
 }

@@ -23,4 +23,5 @@ pub use blocks::WritableBlocks;
 pub use client::{Client, Description, ExportInfo, Remote};
 pub use overlay::Overlay;
 pub use server::{Counters, Export, ReadObserver, Server, ServerOptions, Trace};
+pub use stream::Stream;
 pub use tls::{ClientTls, Identity, ServerTls};

@@ -4,25 +4,35 @@
 //! long as its [`Patience`] allows. Network peers live in real time, whatever a test's clock says, so the limits are
 //! the kernel's timers.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use mainstay_core::{Error, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::sockopt::{self, Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use rustls::Connection;
 
 use crate::address::Address;
+use crate::tls::ClientTls;
 
 /// After so many reads that did not have to wait, the timer is looked at: a peer that never stops talking does not
 /// escape it.
 const READS_BETWEEN_LOOKS: u32 = 64;
+
+/// A peer from which nothing has come for so long, not even that it received what was sent, is gone.
+const ALIVE: Duration = Duration::from_secs(20);
+
+/// The ports of ours that long conversations come from: below those that systems hand out.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 10_000;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
@@ -35,7 +45,9 @@ pub(crate) enum Patience {
 }
 
 /// One end of a connection. Two of them may share it: one reads while the other writes.
-pub(crate) struct Stream {
+///
+/// Public for the protocols that stand beside NBD on a hypervisor's sockets, such as its monitor.
+pub struct Stream {
     shared: Arc<Shared>,
     timer: OwnedFd,
     patience: Patience,
@@ -53,6 +65,21 @@ pub(crate) enum Socket {
 }
 
 impl Stream {
+    /// Connects and, with `tls`, shakes hands, all within `limit`. The next reads and writes have what is left of it,
+    /// unless [`Stream::all_within`] says otherwise.
+    pub fn open(address: &Address, tls: Option<&ClientTls>, limit: Duration) -> Result<Self> {
+        let fail = |error| Error::io(format!("cannot connect to {address}"), error);
+        let mut stream = Self::connect_again(address, limit).map_err(fail)?;
+        stream.all_within(limit).map_err(fail)?;
+        if let Some(tls) = tls {
+            let shaken = stream.start_tls(tls.connection_to(address)?);
+            shaken.map_err(|error| {
+                fail(error).hint("are the certificates of both sides signed by one authority?")
+            })?;
+        }
+        Ok(stream)
+    }
+
     /// The name of a TCP host is resolved by the system, under the system's own limits.
     pub(crate) fn connect(address: &Address, limit: Duration) -> io::Result<Self> {
         match address {
@@ -70,13 +97,40 @@ impl Stream {
                 let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
                 for address in (host.as_str(), *port).to_socket_addrs()? {
                     match TcpStream::connect_timeout(&address, limit) {
-                        Ok(stream) => return Self::new(Socket::Tcp(stream)),
+                        Ok(stream) => return Self::over_tcp(stream),
                         Err(error) => last = error,
                     }
                 }
                 Err(last)
             }
         }
+    }
+
+    /// Like [`Self::connect`]; over TCP always from the same port of ours, if that is free. A peer that takes one
+    /// client may still believe in a connection of ours that was cut. When it hears from the same port, the systems
+    /// find out that the old one is dead, and end it (RFC 9293, 3.5.1: half-open connections).
+    fn connect_again(address: &Address, limit: Duration) -> io::Result<Self> {
+        let Address::Tcp { host, port } = address else { return Self::connect(address, limit) };
+        let mut hasher = std::hash::DefaultHasher::new();
+        address.to_string().hash(&mut hasher);
+        let first = FIRST_PORT + u16::try_from(hasher.finish() % u64::from(PORTS)).unwrap_or(0);
+        for address in (host.as_str(), *port).to_socket_addrs()? {
+            // Taken, or closed in order just now: then there is no old connection to end.
+            if let Ok(stream) = connect_from(first, &address, limit) {
+                return Self::over_tcp(stream);
+            }
+        }
+        Self::connect(address, limit)
+    }
+
+    /// A peer that is gone without a word is noticed.
+    fn over_tcp(stream: TcpStream) -> io::Result<Self> {
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, ALIVE / 4)?;
+        sockopt::set_tcp_keepintvl(&stream, ALIVE / 4)?;
+        sockopt::set_tcp_keepcnt(&stream, 3)?;
+        sockopt::set_tcp_user_timeout(&stream, u32::try_from(ALIVE.as_millis()).unwrap_or(u32::MAX))?;
+        Self::new(Socket::Tcp(stream))
     }
 
     pub(crate) fn new(socket: Socket) -> io::Result<Self> {
@@ -111,7 +165,9 @@ impl Stream {
     }
 
     /// All that follows has to happen within `limit` from now.
-    pub(crate) fn all_within(&mut self, limit: Duration) -> io::Result<()> {
+    ///
+    /// Reads and writes that do not are [`io::ErrorKind::TimedOut`].
+    pub fn all_within(&mut self, limit: Duration) -> io::Result<()> {
         // A timer of zero would never ring.
         let limit = timespec(limit.max(Duration::from_nanos(1)));
         let setting = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: limit };
@@ -150,7 +206,7 @@ impl Stream {
     }
 
     /// Says goodbye as far as that needs no waiting, and ends the connection for both ends.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         if let Some(tls) = self.shared.tls.get() {
             let mut connection = lock(tls);
             connection.send_close_notify();
@@ -263,6 +319,20 @@ impl Write for Stream {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn connect_from(port: u16, to: &SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let (family, any): (_, IpAddr) = match to {
+        SocketAddr::V4(_) => (AddressFamily::INET, Ipv4Addr::UNSPECIFIED.into()),
+        SocketAddr::V6(_) => (AddressFamily::INET6, Ipv6Addr::UNSPECIFIED.into()),
+    };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    // On Linux this also limits how long `connect` waits.
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    bind(&socket, &SocketAddr::new(any, port))?;
+    connect(&socket, to)?;
+    Ok(socket.into())
 }
 
 /// Takes what has arrived into the connection, or says that nothing has.

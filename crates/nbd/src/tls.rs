@@ -1,5 +1,6 @@
 //! TLS by certificates, TLS 1.2 and later. Pre-shared keys are not offered: rustls does not have them.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Result};
@@ -8,6 +9,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::address::Address;
 
 /// A certificate with its chain, and its private key.
 pub struct Identity {
@@ -53,11 +56,20 @@ impl ClientTls {
         Ok(self)
     }
 
-    pub(crate) fn connection(&self, host: Option<&str>) -> Result<Connection> {
-        let name = match (&self.name, host) {
+    /// With the certificates of a directory, named as QEMU, libvirt and GnuTLS name them: `ca-cert.pem`,
+    /// `client-cert.pem` and `client-key.pem`.
+    pub fn from_directory(directory: &Path) -> Result<Self> {
+        let authorities = pem(directory, "ca-cert.pem")?;
+        let identity =
+            Identity::from_pem(&pem(directory, "client-cert.pem")?, &pem(directory, "client-key.pem")?)?;
+        Self::new(&authorities, Some(identity))
+    }
+
+    pub(crate) fn connection_to(&self, address: &Address) -> Result<Connection> {
+        let name = match (&self.name, address) {
             (Some(name), _) => name.clone(),
-            (None, Some(host)) => server_name(host)?,
-            (None, None) => {
+            (None, Address::Tcp { host, .. }) => server_name(host)?,
+            (None, Address::Unix(_)) => {
                 return Err(Error::new(
                     Code::Usage,
                     "a socket has no host name to look for in a certificate",
@@ -98,6 +110,15 @@ impl ServerTls {
             .map_err(|error| unusable("the server's certificate does not fit its key").because(error))
     }
 
+    /// With the certificates of a directory, named as QEMU, libvirt and GnuTLS name them: `ca-cert.pem`,
+    /// `server-cert.pem` and `server-key.pem`. Only clients are let in that the same authority has signed.
+    pub fn from_directory(directory: &Path) -> Result<Self> {
+        let authorities = pem(directory, "ca-cert.pem")?;
+        let identity =
+            Identity::from_pem(&pem(directory, "server-cert.pem")?, &pem(directory, "server-key.pem")?)?;
+        Self::new(identity, Some(&authorities))
+    }
+
     pub(crate) fn connection(&self) -> Result<Connection> {
         ServerConnection::new(Arc::clone(&self.0))
             .map(Connection::Server)
@@ -134,6 +155,14 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
         return Err(unusable("there is no certificate in what was given as PEM"));
     }
     Ok(certificates)
+}
+
+fn pem(directory: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = directory.join(name);
+    std::fs::read(&path).map_err(|error| {
+        Error::io(format!("cannot read the certificates in {}", path.display()), error)
+            .hint("a directory for TLS holds ca-cert.pem, and client-cert.pem with client-key.pem or the same for server")
+    })
 }
 
 fn unusable(what: &str) -> Error {

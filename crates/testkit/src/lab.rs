@@ -4,6 +4,7 @@
 //! Needs what `cargo xtask setup` brings; without it every error names that command.
 
 mod disk;
+mod far;
 mod guest;
 mod image;
 mod inside;
@@ -16,6 +17,7 @@ mod writer;
 mod writers;
 
 pub use disk::{FileSystem, Fsck, blank, compare, formatted, to_raw};
+pub use far::{Cable, FarQemu, Side, certificates};
 pub use guest::{Bus, Guest, GuestPlan};
 pub use image::GuestImage;
 pub use inside::{Inside, Ran};

@@ -152,11 +152,7 @@ impl Client {
             stream.all_within(limit).map_err(|error| Error::io("no timer", error))?;
             let mut handshake = Handshake::greet(stream)?;
             if let Some(tls) = &self.tls {
-                let host = match &self.address {
-                    Address::Tcp { host, .. } => Some(host.as_str()),
-                    Address::Unix(_) => None,
-                };
-                handshake.start_tls(tls.connection(host)?)?;
+                handshake.start_tls(tls.connection_to(&self.address)?)?;
             }
             Ok(handshake)
         };

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
 use serde_json::{Value, json};
 
 use super::channel::{Channel, Limit, clean, line_of};
+use super::endpoint::Endpoint;
 use super::run_dir::tag;
 
 /// The longest answer that is accepted, in bytes.
@@ -21,9 +21,14 @@ const DELIMITER: u8 = 0xff;
 /// What an agent that lives may take for what is no work.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Where most guests keep what their agent runs around a freeze.
+const HOOK: &str = "/etc/qemu/fsfreeze-hook";
+
 /// A connection to the agent of one machine.
 pub(super) struct Agent {
     channel: Channel,
+    /// A process in the guest.
+    timer: Option<i64>,
 }
 
 /// What an agent says of itself.
@@ -36,8 +41,8 @@ pub(super) struct AgentInfo {
 
 impl Agent {
     /// Errors: [`Code::NotFound`] when there is no socket, [`Code::Io`] when no agent answers.
-    pub(super) fn connect(path: &Path) -> Result<Self> {
-        let mut agent = Self { channel: Channel::connect(path, LINE_MAX)? };
+    pub(super) fn connect(endpoint: &Endpoint) -> Result<Self> {
+        let mut agent = Self { channel: Channel::connect(endpoint, LINE_MAX)?, timer: None };
         let (text, number) = sync();
         let limit = Limit::new(ANSWER)?;
         agent.channel.send(&text, &limit)?;
@@ -47,11 +52,19 @@ impl Agent {
 
     /// Speaks over the socket that somebody else connected. Nothing is said yet.
     pub(super) fn over(socket: UnixStream) -> Result<Self> {
-        Ok(Self { channel: Channel::over(socket, "the guest agent".into(), LINE_MAX)? })
+        Ok(Self { channel: Channel::over(socket, "the guest agent".into(), LINE_MAX)?, timer: None })
     }
 
-    pub(super) fn socket(&self) -> &UnixStream {
+    /// The socket, if it is one of this machine.
+    pub(super) fn socket(&self) -> Option<&UnixStream> {
         self.channel.socket()
+    }
+
+    /// Ends the conversation, also for those who share the socket.
+    pub(super) fn hang_up(mut self) {
+        // One that stays thaws what is thawed.
+        let _best_effort = self.stop_timer();
+        self.channel.hang_up();
     }
 
     pub(super) fn info(&mut self) -> Result<AgentInfo> {
@@ -84,6 +97,47 @@ impl Agent {
         let (mut text, _) = sync();
         text.extend(line_of(&json!({ "execute": "guest-fsfreeze-thaw" })));
         self.channel.send(&text, &Limit::new(ANSWER)?)
+    }
+
+    /// Has the guest thaw itself after so long, and again a few times, should nobody else do it: by a process of the
+    /// guest's own, since the link to the agent may be cut while the guest stands still. It ends with
+    /// [`Agent::hang_up`].
+    ///
+    /// Errors: [`Code::Io`] when the agent may start no programs, or the guest knows no `sh` or `fsfreeze`.
+    pub(super) fn set_timer(&mut self, after: Duration) -> Result<()> {
+        let fail =
+            |error: Error| error.during("the guest has nothing to thaw itself with, should the link be cut");
+        if self.shell("command -v fsfreeze", ANSWER).map_err(fail)? != 0 {
+            return Err(fail(Error::new(Code::Unsupported, "it knows no fsfreeze")));
+        }
+        // Nothing of this writes to what is frozen.
+        let script = format!(
+            r#"for time in 1 2 3 4 5; do
+                sleep {}
+                while read -r device place rest; do
+                    case $device in /*) fsfreeze -u "$(printf %b "$place")" ;; esac
+                done < /proc/mounts
+                [ ! -x {HOOK} ] || {HOOK} thaw
+            done"#,
+            after.as_secs().max(1)
+        );
+        let started = self.run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", script] }), ANSWER);
+        self.timer = started.map_err(fail)?["pid"].as_i64();
+        Ok(())
+    }
+
+    /// While the guest is frozen, the agent starts no programs, and the timer stays.
+    fn stop_timer(&mut self) -> Result<()> {
+        let Some(timer) = self.timer.take() else { return Ok(()) };
+        let status = self.run("guest-exec-status", json!({ "pid": timer }), ANSWER)?;
+        if status["exited"].as_bool() == Some(false) {
+            self.run(
+                "guest-exec",
+                json!({ "path": "/bin/sh", "arg": ["-c", format!("kill {timer}")] }),
+                ANSWER,
+            )?;
+        }
+        Ok(())
     }
 
     /// Runs a line in the guest's shell to its end; its exit status.

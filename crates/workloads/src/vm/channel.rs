@@ -1,26 +1,31 @@
-//! Lines of JSON over a Unix socket, with time limits: what QMP and the guest agent have in common. The other side
-//! may be a guest, so it is given neither time nor memory without end.
+//! Lines of JSON over a socket, with time limits: what QMP and the guest agent have in common. The other side may be a
+//! guest, so it is given neither time nor memory without end.
 
-use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
+use mainstay_nbd::Stream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::Value;
 
+use super::endpoint::Endpoint;
 use crate::process::alarm;
 
 /// What one read takes, in bytes.
 const READ_MAX: usize = 64 << 10;
 
+/// What another machine may take to be connected to.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// One conversation.
 pub(super) struct Channel {
-    socket: UnixStream,
+    pipe: Pipe,
     /// Read and not yet taken.
     buffer: Vec<u8>,
     /// As much of it as is known to hold no line feed.
@@ -29,6 +34,12 @@ pub(super) struct Channel {
     line_max: usize,
     /// For people: whom this speaks to.
     peer: String,
+}
+
+enum Pipe {
+    Here(UnixStream),
+    /// On another machine.
+    There(Stream),
 }
 
 /// The time for an exchange. Real time, whatever a test's clock says: so is what happens at the other end.
@@ -42,11 +53,28 @@ impl Limit {
         let alarm = alarm(length).map_err(|errno| Error::io("cannot set a time limit", errno.into()))?;
         Ok(Self { alarm, length })
     }
+
+    /// What is left of it.
+    fn rest(&self) -> Duration {
+        let value = rustix::time::timerfd_gettime(&self.alarm).map(|set| set.it_value);
+        value.ok().and_then(|value| Duration::try_from(value).ok()).unwrap_or_default()
+    }
 }
 
 impl Channel {
     /// Errors: [`Code::NotFound`] when there is no such socket, [`Code::Conflict`] when nobody accepts.
-    pub(super) fn connect(path: &Path, line_max: usize) -> Result<Self> {
+    pub(super) fn connect(endpoint: &Endpoint, line_max: usize) -> Result<Self> {
+        match endpoint {
+            Endpoint::Unix(path) => Self::connect_here(path, line_max),
+            Endpoint::Tcp { .. } => {
+                let (address, tls) = endpoint.dial()?;
+                let stream = Stream::open(&address, tls.as_ref(), CONNECT)?;
+                Ok(Self::new(Pipe::There(stream), endpoint.to_string(), line_max))
+            }
+        }
+    }
+
+    fn connect_here(path: &Path, line_max: usize) -> Result<Self> {
         let peer = path.display().to_string();
         let fail = |errno: Errno| match errno {
             Errno::AGAIN => busy(&peer),
@@ -67,30 +95,41 @@ impl Channel {
     pub(super) fn over(socket: UnixStream, peer: String, line_max: usize) -> Result<Self> {
         let set = socket.set_nonblocking(true);
         set.map_err(|error| Error::io(format!("cannot speak to {peer}"), error))?;
-        Ok(Self { socket, buffer: Vec::new(), searched: 0, line_max, peer })
+        Ok(Self::new(Pipe::Here(socket), peer, line_max))
+    }
+
+    fn new(pipe: Pipe, peer: String, line_max: usize) -> Self {
+        Self { pipe, buffer: Vec::new(), searched: 0, line_max, peer }
     }
 
     pub(super) fn peer(&self) -> &str {
         &self.peer
     }
 
-    pub(super) fn socket(&self) -> &UnixStream {
-        &self.socket
+    /// The socket, if it is one of this machine.
+    pub(super) fn socket(&self) -> Option<&UnixStream> {
+        match &self.pipe {
+            Pipe::Here(socket) => Some(socket),
+            Pipe::There(_) => None,
+        }
+    }
+
+    /// Ends the conversation, also for those who share the socket.
+    pub(super) fn hang_up(self) {
+        match self.pipe {
+            Pipe::Here(socket) => drop(socket.shutdown(std::net::Shutdown::Both)),
+            Pipe::There(stream) => stream.close(),
+        }
     }
 
     /// Errors: [`Code::Io`] when the other side does not take it in time.
     pub(super) fn send(&mut self, bytes: &[u8], limit: &Limit) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            match (&self.socket).write(rest) {
+            match self.pipe.write(rest, limit) {
                 Ok(0) => return Err(self.closed()),
                 Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if !self.wait(PollFlags::OUT, limit)? {
-                        return Err(self.late(limit));
-                    }
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Err(self.late(limit)),
                 Err(error) => return Err(Error::io(format!("cannot send to {}", self.peer), error)),
             }
         }
@@ -114,10 +153,13 @@ impl Channel {
                 let what = format!("{} sent a line longer than {} bytes", self.peer, self.line_max);
                 return Err(Error::new(Code::Io, what));
             }
-            if !self.wait(PollFlags::IN, limit)? {
-                return Ok(None);
+            let mut bytes = [0; READ_MAX];
+            match self.pipe.read(&mut bytes, limit) {
+                Ok(0) => return Err(self.closed()),
+                Ok(read) => self.buffer.extend_from_slice(bytes.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(None),
+                Err(error) => return Err(Error::io(format!("cannot receive from {}", self.peer), error)),
             }
-            self.fill()?;
         }
     }
 
@@ -127,42 +169,6 @@ impl Channel {
         self.searched = 0;
     }
 
-    fn fill(&mut self) -> Result<()> {
-        let mut bytes = [0; READ_MAX];
-        match (&self.socket).read(&mut bytes) {
-            Ok(0) => Err(self.closed()),
-            Ok(read) => {
-                self.buffer.extend_from_slice(bytes.get(..read).unwrap_or_default());
-                Ok(())
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                ) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(Error::io(format!("cannot receive from {}", self.peer), error)),
-        }
-    }
-
-    /// Whether the socket is ready before the time is up.
-    fn wait(&self, flags: PollFlags, limit: &Limit) -> Result<bool> {
-        let socket = self.socket.as_fd();
-        let mut fds = [PollFd::new(&socket, flags), PollFd::new(&limit.alarm, PollFlags::IN)];
-        loop {
-            match poll(&mut fds, None) {
-                Ok(_) => {
-                    // The alarm counts first, so that endless talk does not outrun it.
-                    return Ok(fds.last().is_some_and(|alarm| alarm.revents().is_empty()));
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Error::io(format!("cannot wait for {}", self.peer), errno.into())),
-            }
-        }
-    }
-
     pub(super) fn late(&self, limit: &Limit) -> Error {
         let what = format!("{} did not answer within {:?}", self.peer, limit.length);
         Error::new(Code::Io, what)
@@ -170,6 +176,54 @@ impl Channel {
 
     fn closed(&self) -> Error {
         Error::new(Code::Io, format!("{} hung up", self.peer))
+    }
+}
+
+impl Pipe {
+    /// At least one byte, unless the other side hung up. When the time is up, [`ErrorKind::TimedOut`].
+    fn read(&mut self, bytes: &mut [u8], limit: &Limit) -> io::Result<usize> {
+        match self {
+            Self::Here(socket) => within(socket, PollFlags::IN, limit, |mut socket| socket.read(bytes)),
+            Self::There(stream) => {
+                stream.all_within(limit.rest())?;
+                stream.read(bytes)
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8], limit: &Limit) -> io::Result<usize> {
+        match self {
+            Self::Here(socket) => within(socket, PollFlags::OUT, limit, |mut socket| socket.write(bytes)),
+            Self::There(stream) => {
+                stream.all_within(limit.rest())?;
+                stream.write(bytes)
+            }
+        }
+    }
+}
+
+/// Does something with a socket that does not block, once that is ready for it.
+fn within<'a>(
+    socket: &'a UnixStream,
+    flags: PollFlags,
+    limit: &Limit,
+    mut act: impl FnMut(&'a UnixStream) -> io::Result<usize>,
+) -> io::Result<usize> {
+    loop {
+        let mut fds = [PollFd::new(socket, flags), PollFd::new(&limit.alarm, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            // The alarm counts first, so that endless talk does not outrun it.
+            Ok(_) if fds.last().is_some_and(|alarm| !alarm.revents().is_empty()) => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match act(socket) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            done => return done,
+        }
     }
 }
 

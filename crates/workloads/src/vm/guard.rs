@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::Program;
 
 use super::agent::Agent;
+use super::endpoint::Endpoint;
 use super::run_dir::{Plan, clear_after_death};
 
 /// The longest word of the conversation between a run and its guard, in bytes: a path.
@@ -46,8 +47,8 @@ pub struct GuardProgram {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Thaw {
-    /// Over the socket of its agent.
-    Agent { socket: PathBuf },
+    /// Over the channel of its agent.
+    Agent { socket: Endpoint },
     /// By the program `virsh`.
     Virsh { uri: String, domain: String },
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod channel;
 mod domain_xml;
+mod endpoint;
 mod folder;
 mod guard;
 mod hypervisor;
@@ -23,6 +24,7 @@ mod watch;
 /// The name of this kind of workload.
 pub const KIND: &str = "vm";
 
+pub use endpoint::Endpoint;
 pub use folder::Folder;
 pub use guard::{GuardProgram, attend, attend_at_standard_streams};
 pub use hypervisor::{
@@ -31,7 +33,8 @@ pub use hypervisor::{
 };
 pub use libvirt::LibvirtHost;
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};
+pub use mainstay_nbd::Address;
 pub use mark::{DiskMark, Marks};
-pub use qemu::{Accelerator, Emulator, EmulatorPlan, QemuHost, QemuMachine, overlay};
+pub use qemu::{Accelerator, Emulator, EmulatorPlan, Link, QemuHost, QemuMachine, overlay};
 pub use shape::{Identity, Random, Shape};
 pub use source::{DISKS, MACHINE, NVRAM, VmSource, disk_path};

@@ -2,7 +2,6 @@
 //! `docs/interop/qmp-spec.rst`.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
@@ -10,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::channel::{Channel, Limit, busy, clean, line_of};
+use super::endpoint::Endpoint;
 
 /// The longest answer that is accepted, in bytes: the description of every node of a large machine.
 const LINE_MAX: usize = 32 << 20;
@@ -34,8 +34,8 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Errors: [`Code::NotFound`] when nobody listens, [`Code::Conflict`] when the monitor speaks to somebody else.
-    pub(super) fn connect(path: &Path) -> Result<Self> {
-        let mut channel = Channel::connect(path, LINE_MAX)?;
+    pub(super) fn connect(endpoint: &Endpoint) -> Result<Self> {
+        let mut channel = Channel::connect(endpoint, LINE_MAX)?;
         let line = channel.line(&Limit::new(GREETING)?)?.ok_or_else(|| busy(channel.peer()))?;
         let greeting: Value = serde_json::from_slice(&line).unwrap_or_default();
         let version = &greeting["QMP"]["version"]["qemu"];
@@ -48,9 +48,9 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// The credentials of the process at the other end: process, user and group.
+    /// The credentials of the process at the other end, if it is on this machine: process, user and group.
     pub(super) fn peer(&self) -> Option<rustix::net::UCred> {
-        rustix::net::sockopt::socket_peercred(self.channel.socket()).ok()
+        rustix::net::sockopt::socket_peercred(self.channel.socket()?).ok()
     }
 
     /// Errors: [`Code::Io`] with QEMU's own words when it refuses, or when it does not answer.

@@ -16,9 +16,10 @@ fn start() -> Guest {
 fn host(guest: &Guest) -> QemuHost {
     let machine = QemuMachine {
         name: "guest".into(),
-        monitor: guest.monitor_socket(),
-        agent: Some(guest.agent_socket()),
+        monitor: guest.monitor_socket().into(),
+        agent: Some(guest.agent_socket().into()),
         server: None,
+        link: None,
     };
     let scratch: PathBuf = guest.directory().join("scratch");
     std::fs::create_dir_all(&scratch).unwrap();

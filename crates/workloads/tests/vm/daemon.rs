@@ -217,9 +217,10 @@ impl Daemon {
     pub(crate) fn machine(&self) -> QemuMachine {
         QemuMachine {
             name: "daemon".into(),
-            monitor: self.path("monitor"),
+            monitor: self.path("monitor").into(),
             agent: None,
             server: (!self.emulated).then(|| self.path("server")),
+            link: None,
         }
     }
 

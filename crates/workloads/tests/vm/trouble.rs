@@ -263,7 +263,7 @@ fn a_guest_is_frozen_for_the_moment_only() {
     let mut rng = Rng::new(10);
     let daemon = Daemon::new(&TWO);
     let guest = serve(daemon.path("agent"), Manner::Willing);
-    let machine = QemuMachine { agent: Some(daemon.path("agent")), ..daemon.machine() };
+    let machine = QemuMachine { agent: Some(daemon.path("agent").into()), ..daemon.machine() };
     let host = host_of(machine, daemon.scratch());
     let reached = |asked: SnapshotRequest| {
         let snapshot = host.snapshot(&id(), &asked).unwrap();
@@ -287,7 +287,7 @@ fn a_guest_that_does_not_freeze_is_captured_as_it_is_and_thawed_in_any_case() {
         let mut daemon = Daemon::new(&TWO);
         daemon.scribble(&mut rng, 5);
         let guest = serve(daemon.path("agent"), manner);
-        let machine = QemuMachine { agent: Some(daemon.path("agent")), ..daemon.machine() };
+        let machine = QemuMachine { agent: Some(daemon.path("agent").into()), ..daemon.machine() };
         let asked = SnapshotRequest { freeze_limit: Duration::from_millis(200), ..request(&mut rng, None) };
         let snapshot = host_of(machine, daemon.scratch()).snapshot(&id(), &asked).unwrap();
         assert_eq!(snapshot.reached(), Consistency::Crash, "{manner:?}");
@@ -305,7 +305,7 @@ fn a_host_that_hangs_while_the_guest_is_frozen_has_it_thawed_and_says_so() {
     let mut rng = Rng::new(12);
     let daemon = Daemon::new(&TWO);
     let guest = serve(daemon.path("agent"), Manner::Willing);
-    let machine = QemuMachine { agent: Some(daemon.path("agent")), ..daemon.machine() };
+    let machine = QemuMachine { agent: Some(daemon.path("agent").into()), ..daemon.machine() };
     let host = host_of(machine, daemon.scratch());
     let asked = SnapshotRequest { freeze_limit: Duration::from_millis(100), ..request(&mut rng, None) };
     // From the freeze on the daemon does nothing more.
@@ -332,9 +332,10 @@ fn process_that_is_killed_in_the_middle_of_a_run() {
     }
     let machine = QemuMachine {
         name: "daemon".into(),
-        monitor: here.join("monitor"),
-        agent: Some(here.join("agent")).filter(|agent| agent.exists()),
+        monitor: here.join("monitor").into(),
+        agent: Some(here.join("agent")).filter(|agent| agent.exists()).map(Into::into),
         server: Some(here.join("server")).filter(|server| server.exists()),
+        link: None,
     };
     let program = std::env::current_exe().unwrap();
     let arguments = ["--exact", "trouble::process_that_stands_guard", "--nocapture"].map(Into::into).to_vec();
@@ -447,7 +448,8 @@ fn hostile_monitors_end_in_errors() {
             // Closed by turns: the other side must not wait for more.
             drop(OwnedFd::from(stream));
         });
-        let machine = QemuMachine { name: "m".into(), monitor, agent: None, server: None };
+        let machine =
+            QemuMachine { name: "m".into(), monitor: monitor.into(), agent: None, server: None, link: None };
         host_of(machine, directory.path().into()).list().map(drop).unwrap_err();
         serving.join().unwrap();
     }

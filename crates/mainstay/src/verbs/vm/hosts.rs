@@ -1,13 +1,21 @@
 //! Hosts of machines as people name them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mainstay_core::{Code, Error, Result};
 use mainstay_workloads::vm::{
-    Folder, GuardProgram, Hypervisor, LibvirtHost, MachineSummary, QemuHost, QemuMachine,
+    Address, Endpoint, Folder, GuardProgram, Hypervisor, LibvirtHost, Link, MachineSummary, QemuHost,
+    QemuMachine,
 };
 
 use crate::session::Session;
+
+/// Where a QEMU on another machine offers its disks, unless somebody says otherwise: the port registered for NBD.
+const NBD_PORT: u16 = 10809;
+
+/// Where it has its certificates, unless somebody says otherwise: where libvirt keeps them for QEMU.
+const HOST_TLS: &str = "/etc/pki/qemu";
 
 /// Opens a host. `scratch` is where it keeps what guests overwrite during a run.
 ///
@@ -34,26 +42,72 @@ fn unknown(text: &str) -> Error {
         .hint("write qemu:///system, qmp:SOCKET or dir:DIRECTORY; see mainstay vm backup --help")
 }
 
-/// `MONITOR[,agent=SOCKET][,nbd=SOCKET][,name=NAME]`.
+/// `MONITOR[,agent=SOCKET][,nbd=SOCKET][,name=NAME]`; on another machine, where MONITOR and SOCKET may be
+/// `tcp://HOST:PORT`, `nbd=HOST:PORT`, `tls=DIR`, `host-tls=DIR` and `host-scratch=DIR`.
 fn plain(text: &str, directory: &Path) -> Result<QemuMachine> {
-    let mut parts = text.split(',');
-    let monitor = parts.next().filter(|monitor| !monitor.is_empty()).ok_or_else(|| unknown(text))?;
-    let monitor = directory.join(monitor);
-    let name = monitor.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut machine = QemuMachine { name, monitor, agent: None, server: None };
-    for part in parts {
-        let socket = |path: &str| Some(directory.join(path));
+    let (monitor, parts) = text.split_once(',').unwrap_or((text, ""));
+    let mut told = BTreeMap::new();
+    for part in parts.split(',').filter(|part| !part.is_empty()) {
         match part.split_once('=') {
-            Some(("agent", path)) => machine.agent = socket(path),
-            Some(("nbd", path)) => machine.server = socket(path),
-            Some(("name", name)) => name.clone_into(&mut machine.name),
+            Some((key, value)) if KEYS.contains(&key) && !value.is_empty() => told.insert(key, value),
             _ => {
                 return Err(Error::new(Code::Usage, format!("{part:?} says nothing about a QEMU"))
-                    .hint("after the monitor's socket stand agent=SOCKET, nbd=SOCKET and name=NAME"));
+                    .hint(format!("after the monitor stand {}=…, with commas between", KEYS.join("=…, "))));
             }
-        }
+        };
     }
-    Ok(machine)
+    if monitor.is_empty() {
+        return Err(unknown(text));
+    }
+    let tls = told.get("tls").map(|path| directory.join(path));
+    let endpoint = |text: &str| match text.parse()? {
+        Endpoint::Unix(path) => Ok(Endpoint::Unix(directory.join(path))),
+        tcp @ Endpoint::Tcp { .. } => Ok::<_, Error>(tcp.secured(tls.as_deref())),
+    };
+    let monitor = endpoint(monitor)?;
+    let name = match &monitor {
+        Endpoint::Unix(path) => path.file_stem().map(|stem| stem.to_string_lossy().into_owned()),
+        Endpoint::Tcp { host, port, .. } => Some(format!("{host}-{port}")),
+    };
+    let name = told.get("name").map(|name| (*name).to_owned()).or(name).unwrap_or_default();
+    let link = link(&monitor, &told, tls.as_deref())?;
+    let server = told.get("nbd").filter(|_| link.is_none()).map(|path| directory.join(path));
+    let agent = told.get("agent").map(|agent| endpoint(agent)).transpose()?;
+    Ok(QemuMachine { name, monitor, agent, server, link })
+}
+
+/// What may stand after a monitor.
+const KEYS: [&str; 6] = ["agent", "nbd", "name", "tls", "host-tls", "host-scratch"];
+
+/// What is said of another machine, if the QEMU is on one.
+fn link(monitor: &Endpoint, told: &BTreeMap<&str, &str>, tls: Option<&Path>) -> Result<Option<Link>> {
+    let far = matches!(monitor, Endpoint::Tcp { .. }) || told.contains_key("host-scratch") || tls.is_some();
+    if !far {
+        return Ok(None);
+    }
+    let missing = |key: &str, what: &str| {
+        Error::new(Code::Usage, format!("the QEMU is on another machine, and nothing says {what}"))
+            .hint(format!("add {key}; see mainstay vm backup --help"))
+    };
+    let (host, port) = match (told.get("nbd"), monitor) {
+        (Some(nbd), _) => match nbd.parse()? {
+            Address::Tcp { host, port } => (host, port),
+            Address::Unix(_) => return Err(missing("nbd=HOST:PORT", "where it can offer its disks")),
+        },
+        (None, Endpoint::Tcp { host, .. }) => (host.clone(), NBD_PORT),
+        (None, Endpoint::Unix(_)) => return Err(missing("nbd=HOST:PORT", "where it can offer its disks")),
+    };
+    let tls = tls.ok_or_else(|| missing("tls=DIR", "which certificates are yours"))?;
+    let host_scratch = told.get("host-scratch");
+    let host_scratch = host_scratch
+        .ok_or_else(|| missing("host-scratch=DIR", "where on it QEMU may keep what the guest overwrites"))?;
+    Ok(Some(Link {
+        host,
+        port,
+        tls: tls.to_owned(),
+        host_tls: told.get("host-tls").map_or_else(|| HOST_TLS.into(), PathBuf::from),
+        host_scratch: host_scratch.into(),
+    }))
 }
 
 /// This program, standing by a backup.
@@ -77,11 +131,22 @@ mod tests {
 
     #[test]
     fn a_plain_qemu_is_named_by_its_sockets() {
-        let found = plain("web.qmp,agent=/run/web.agent,name=web", Path::new("/run")).unwrap();
-        assert_eq!((found.name.as_str(), found.monitor.as_path()), ("web", Path::new("/run/web.qmp")));
-        assert_eq!(found.agent.as_deref(), Some(Path::new("/run/web.agent")));
-        assert_eq!(plain("a/b.qmp", Path::new("/run")).unwrap().name, "b");
-        for bad in ["", ",agent=x", "web.qmp,agnt=x"] {
+        let run = Path::new("/run");
+        let found = plain("web.qmp,agent=/run/web.agent,name=web", run).unwrap();
+        assert_eq!((found.name.as_str(), found.monitor), ("web", Path::new("/run/web.qmp").into()));
+        assert_eq!((found.agent, found.link), (Some(Path::new("/run/web.agent").into()), None));
+        assert_eq!(plain("a/b.qmp", run).unwrap().name, "b");
+        let far = plain("tcp://h:4444,tls=pki,host-scratch=/s", run).unwrap().link.unwrap();
+        assert_eq!((far.host.as_str(), far.port, far.tls.as_path()), ("h", 10809, Path::new("/run/pki")));
+        let tunnel = plain("web.qmp,nbd=h:7,tls=pki,host-tls=/t,host-scratch=/s", run).unwrap().link.unwrap();
+        assert_eq!((tunnel.port, tunnel.host_tls.as_path()), (7, Path::new("/t")));
+        let far = [
+            "tcp://h:4444",
+            "tcp://h:4444,tls=x",
+            "tcp://h:4444,host-scratch=/s",
+            "web.qmp,tls=x,host-scratch=/s",
+        ];
+        for bad in ["", ",agent=x", "web.qmp,agnt=x"].into_iter().chain(far) {
             assert!(plain(bad, Path::new("/run")).is_err(), "{bad}");
         }
     }

@@ -26,7 +26,8 @@ const QUESTIONS: [&str; 8] = [
 pub(super) fn machine(known: &QemuMachine, qmp: &mut Qmp) -> Result<Machine> {
     let answers: serde_json::Map<String, Value> =
         QUESTIONS.iter().map(|question| ((*question).to_owned(), optional(qmp, question))).collect();
-    let arguments = qmp.peer().map(|peer| arguments(peer.pid.as_raw_pid())).unwrap_or_default();
+    let peer = qmp.peer().filter(|_| known.link.is_none());
+    let arguments = peer.map(|peer| arguments(peer.pid.as_raw_pid())).unwrap_or_default();
     let raw = json!({ "version": 1, "arguments": arguments, "answers": answers });
     let mut machine = Machine::new(identity(known, qmp), known.name.clone());
     if let Some(name) = given_name(qmp) {

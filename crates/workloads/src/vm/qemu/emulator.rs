@@ -110,7 +110,7 @@ impl Emulator {
     }
 
     fn monitor(&self) -> Result<Qmp> {
-        Qmp::connect(&self.directory.join("qmp"))
+        Qmp::connect(&self.directory.join("qmp").into())
     }
 
     /// The process.
@@ -134,7 +134,7 @@ impl Emulator {
                     .hint(format!("its console is in {}", self.directory.join("console").display())));
             }
             // The connection is taken before the agent is there, and then nobody answers for some seconds.
-            if Agent::connect(&self.directory.join("agent")).is_ok() {
+            if Agent::connect(&self.directory.join("agent").into()).is_ok() {
                 return Ok(true);
             }
             std::thread::sleep(LOOK);
@@ -144,7 +144,7 @@ impl Emulator {
 
     /// Runs a command line in the guest's shell and returns its exit status.
     pub fn check(&self, line: &str, limit: Duration) -> Result<i64> {
-        Agent::connect(&self.directory.join("agent"))?.shell(line, limit)
+        Agent::connect(&self.directory.join("agent").into())?.shell(line, limit)
     }
 
     /// Writes what the machine's screen shows into a new PNG file.

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use mainstay_core::{Error, Result};
+use mainstay_core::{Code, Error, Result};
 use serde_json::{Value, json};
 
 use super::undo::continue_after;
@@ -27,6 +27,17 @@ pub(super) struct Held {
     pub(super) scratch: String,
     pub(super) filter: String,
     pub(super) job: String,
+}
+
+/// What keeps several disks at one moment while the filters are put in one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Together {
+    /// Nothing writes: the guest's file systems are frozen, or its processors are at rest.
+    Still,
+    /// The guest's processors are halted by us.
+    Halt,
+    /// Nothing; it takes jobs, which begin in one transaction.
+    Transaction,
 }
 
 /// What is ready to hold the disks.
@@ -53,24 +64,39 @@ impl Hold {
         Self::Jobs(disks)
     }
 
-    /// Whether a guest's write fails rather than the snapshot.
+    /// Whether a guest's write fails rather than the snapshot, should there be no room for what it overwrites.
     pub(super) fn endangers_the_guest(&self, qmp: &Qmp) -> bool {
-        matches!(self, Self::Jobs(_)) && qmp.version < JOBS_BREAK_SNAPSHOT
+        matches!(self, Self::Jobs(_)) && Self::jobs_endanger(qmp)
     }
 
-    /// The moment. `running`: the guest's processors are at work. `stopped` is a file that stands as long as they are
-    /// halted by us.
-    pub(super) fn begin(&mut self, qmp: &mut Qmp, running: bool, stopped: &Path) -> Result<()> {
+    pub(super) fn jobs_endanger(qmp: &Qmp) -> bool {
+        qmp.version < JOBS_BREAK_SNAPSHOT
+    }
+
+    /// The moment. `stopped` is a file that stands as long as the guest's processors are halted by us. `risk`: jobs will
+    /// do, even if they fail the guest's write when there is no room for what it overwrites.
+    pub(super) fn begin(
+        &mut self,
+        qmp: &mut Qmp,
+        together: Together,
+        stopped: &Path,
+        risk: bool,
+    ) -> Result<()> {
         if let Self::Filters(disks) = self {
-            match insert(qmp, disks, running, stopped) {
+            match insert(qmp, disks, together, stopped) {
                 Ok(()) => return Ok(()),
                 // They are out again, and the jobs take the names.
                 Err(_) => remove_filters(qmp, disks),
             }
             *self = Self::Jobs(std::mem::take(disks));
         }
-        let Self::Jobs(disks) = self else { return Ok(()) };
         let breaks = qmp.version >= JOBS_BREAK_SNAPSHOT;
+        if !breaks && !risk {
+            let what = "this QEMU could hold the disks only at the risk of the guest's writes";
+            return Err(Error::new(Code::Unsupported, what)
+                .hint("QEMU 10.1 can, or one whose guest is frozen by its agent: agent=tcp://HOST:PORT"));
+        }
+        let Self::Jobs(disks) = self else { return Ok(()) };
         let actions: Vec<Value> = disks.iter().map(|disk| job(disk, breaks)).collect();
         qmp.run("transaction", json!({ "actions": actions })).map(drop)
     }
@@ -84,8 +110,12 @@ fn remove_filters(qmp: &mut Qmp, disks: &[Held]) {
 }
 
 /// Puts the filters in, all or none.
-fn insert(qmp: &mut Qmp, disks: &[Held], running: bool, stopped: &Path) -> Result<()> {
-    let halt = running && disks.len() > 1;
+fn insert(qmp: &mut Qmp, disks: &[Held], together: Together, stopped: &Path) -> Result<()> {
+    let several = disks.len() > 1;
+    if several && together == Together::Transaction {
+        return Err(Error::bug("filters are not put in in one transaction"));
+    }
+    let halt = several && together == Together::Halt;
     if halt {
         std::fs::write(stopped, "")
             .map_err(|error| Error::io(format!("cannot write {}", stopped.display()), error))?;

@@ -11,6 +11,7 @@ mod config;
 mod disks;
 mod emulator;
 mod hold;
+mod link;
 mod snapshot;
 mod undo;
 
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use mainstay_core::{Clock, Code, Error, Result};
 use serde_json::{Value, json};
 
+use super::endpoint::Endpoint;
 use super::guard::GuardProgram;
 use super::hypervisor::{
     BitmapSeen, Caps, DiskPlace, DiskSummary, Hypervisor, MachineId, MachineSnapshot, MachineState,
@@ -31,6 +33,7 @@ use super::run_dir;
 use super::watch::RESERVE;
 
 pub use emulator::{Accelerator, Emulator, EmulatorPlan, overlay};
+pub use link::Link;
 pub(super) use undo::Remains;
 
 /// The name of this driver in marks.
@@ -45,11 +48,13 @@ pub struct QemuMachine {
     /// How people call it, unless QEMU has a name for it.
     pub name: String,
     /// Its monitor, in JSON mode.
-    pub monitor: PathBuf,
+    pub monitor: Endpoint,
     /// Its channel to the guest agent.
-    pub agent: Option<PathBuf>,
+    pub agent: Option<Endpoint>,
     /// The socket of an NBD server that this QEMU runs already; a process runs at most one.
     pub server: Option<PathBuf>,
+    /// It runs on another machine.
+    pub link: Option<Link>,
 }
 
 /// The machines of a host that are plain QEMU processes.

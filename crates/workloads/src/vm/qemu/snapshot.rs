@@ -16,9 +16,10 @@ use mainstay_nbd::{Address, Client};
 use serde_json::{Value, json};
 
 use super::disks::{Disk, disks};
-use super::hold::{Held, Hold};
+use super::hold::{Held, Hold, Together};
+use super::link::{Far, create};
 use super::undo::{Remains, remove_bitmap};
-use super::{DRIVER, PREFIX, QemuHost, QemuMachine, config, identity, state};
+use super::{DRIVER, Link, PREFIX, QemuHost, QemuMachine, config, identity, state};
 use crate::vm::agent::Agent;
 use crate::vm::guard::{Frozen, Guard, Thaw};
 use crate::vm::hypervisor::{
@@ -45,7 +46,8 @@ pub(super) struct QemuSnapshot {
     watch: Option<Watch>,
     session: Arc<Mutex<Session>>,
     broken: Broken,
-    scratch: PathBuf,
+    /// `None` when it is on another machine.
+    scratch: Option<PathBuf>,
     id: MachineId,
     machine: Machine,
     disks: Vec<DiskSnapshot>,
@@ -60,6 +62,10 @@ struct Session {
     remains: Remains,
     owner: Owner,
     disks: Vec<Tracked>,
+    /// To another machine.
+    link: Option<Link>,
+    /// There is room for all that the guest may overwrite.
+    reserved: bool,
     socket: PathBuf,
     state: SessionState,
     /// After the rest: it is said to be done only then.
@@ -79,6 +85,8 @@ enum SessionState {
 struct Moment<'a> {
     /// The guest's processors are at work.
     running: bool,
+    /// Several disks.
+    several: bool,
     /// The longest that the guest may stand still.
     limit: Duration,
     clock: &'a dyn Clock,
@@ -87,6 +95,7 @@ struct Moment<'a> {
 /// A disk and its bitmaps.
 struct Tracked {
     disk: Disk,
+    inode: Option<u64>,
     mode: DiskMode,
     /// The bitmap that the mark of the last point names.
     old: Option<String>,
@@ -110,7 +119,7 @@ pub(super) fn take(
     let running = state(&mut qmp) == MachineState::Running;
     let mut notes = Vec::new();
     let mut agent = if request.want >= Consistency::FileSystem && running {
-        agent(known).map_err(|why| notes.push(why)).ok()
+        agent(known, request).map_err(|why| notes.push(why)).ok()
     } else {
         None
     };
@@ -121,25 +130,27 @@ pub(super) fn take(
         );
     }
     let tracked = choose(disks(&mut qmp)?, &request.disks)?;
-    let tracked = tracked.into_iter().map(|disk| Tracked::judge(disk, &id, request)).collect();
+    let here = known.link.is_none();
+    let tracked: Vec<_> = tracked.into_iter().map(|disk| Tracked::judge(disk, &id, request, here)).collect();
+    let several = tracked.len() > 1;
     let mut session = Session::open(host, known, qmp, request, tracked, agent.as_ref())?;
     session.prepare(request, &mut notes)?;
     let mut hold = session.hold();
-    let moment = Moment { running, limit: request.freeze_limit, clock: host.clock.as_ref() };
+    let moment = Moment { running, several, limit: request.freeze_limit, clock: host.clock.as_ref() };
     let (mut reached, frozen) = session.pin(&mut hold, agent.as_mut(), &moment, &mut notes)?;
     if request.hooked && reached == Consistency::FileSystem {
         reached = Consistency::Application;
     }
     if let Some(agent) = agent {
         // The guard holds the connection too; others may want it while the disks are read.
-        let _closed = agent.socket().shutdown(std::net::Shutdown::Both);
+        agent.hang_up();
     }
     session.publish()?;
     let disks = session.disks.iter().map(Tracked::shown).collect();
     let endangered = hold.endangers_the_guest(&session.qmp);
     let (session, broken) = (Arc::new(Mutex::new(session)), Broken::default());
-    let watch = if endangered { Some(watch(host, &session, &broken)?) } else { None };
-    let scratch = host.scratch.clone();
+    let watch = if endangered && here { Some(watch(host, &session, &broken)?) } else { None };
+    let scratch = here.then(|| host.scratch.clone());
     Ok(QemuSnapshot { watch, session, broken, scratch, id, machine, disks, reached, frozen, notes })
 }
 
@@ -153,8 +164,9 @@ fn watch(host: &QemuHost, session: &Arc<Mutex<Session>>, broken: &Broken) -> Res
     })
 }
 
-/// A connection to an agent that can freeze, or why there is none.
-fn agent(known: &QemuMachine) -> std::result::Result<Agent, String> {
+/// A connection to an agent that can freeze, or why there is none. On another machine the guest has a timer that thaws
+/// it, whatever becomes of the link.
+fn agent(known: &QemuMachine, request: &SnapshotRequest) -> std::result::Result<Agent, String> {
     let why = |error: Error| format!("the guest was not frozen: {}", error.chain().join(": "));
     let Some(socket) = &known.agent else {
         return Err("the guest was not frozen: no channel to a guest agent is known".into());
@@ -163,6 +175,9 @@ fn agent(known: &QemuMachine) -> std::result::Result<Agent, String> {
     let info = agent.info().map_err(why)?;
     if !["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"].iter().all(|needed| info.enabled.contains(*needed)) {
         return Err(format!("the guest was not frozen: its agent {} does not do that", info.version));
+    }
+    if known.link.is_some() {
+        agent.set_timer(request.freeze_limit).map_err(why)?;
     }
     Ok(agent)
 }
@@ -178,13 +193,15 @@ fn choose(all: Vec<Disk>, wanted: &[String]) -> Result<Vec<Disk>> {
 }
 
 impl Tracked {
-    fn judge(disk: Disk, id: &MachineId, request: &SnapshotRequest) -> Self {
+    /// `here`: the image is a file of this machine.
+    fn judge(disk: Disk, id: &MachineId, request: &SnapshotRequest, here: bool) -> Self {
+        let inode = disk.node.inode().filter(|_| here);
         let mark = request.since.as_ref().and_then(|marks| marks.of(DRIVER, id, &disk.name));
         let bitmap = mark.and_then(|mark| mark.bitmap.as_deref()).and_then(|name| disk.node.bitmap(name));
         let found = Found {
             size: disk.node.image.virtual_size,
             image: &disk.node.file,
-            inode: disk.node.inode(),
+            inode,
             bitmap: bitmap.map(|bitmap| BitmapState {
                 granularity: bitmap.granularity,
                 recording: bitmap.recording,
@@ -198,7 +215,7 @@ impl Tracked {
             DiskMode::Incremental => mark.map_or(0, |mark| mark.increments.saturating_add(1)),
             DiskMode::Full | DiskMode::Scan { .. } => 0,
         };
-        Self { disk, mode, old, new: None, increments }
+        Self { disk, inode, mode, old, new: None, increments }
     }
 
     fn shown(&self) -> DiskSnapshot {
@@ -216,7 +233,7 @@ impl Tracked {
             size: self.disk.node.image.virtual_size,
             granularity: GRANULARITY,
             image: self.disk.node.file.clone(),
-            inode: self.disk.node.inode(),
+            inode: self.inode,
             increments: self.increments,
             stamp: None,
         }
@@ -237,7 +254,9 @@ impl Session {
         disks: Vec<Tracked>,
         agent: Option<&Agent>,
     ) -> Result<Self> {
-        check(&host.scratch, host.reserve)?;
+        if known.link.is_none() {
+            check(&host.scratch, host.reserve)?;
+        }
         // `r` is no hexadecimal digit, so this begins no owner's name.
         let prefix = format!("{PREFIX}r{:.8}-", request.run.to_string());
         let drives = disks.iter().map(|tracked| &tracked.disk);
@@ -248,6 +267,10 @@ impl Session {
             server: known.server.is_none(),
             drives: drives.collect(),
             stopped: RunDir::file_of(&host.scratch, &request.run, "stopped"),
+            far: known.link.as_ref().map(|link| Far {
+                agent: known.agent.clone(),
+                scratch: (0..disks.len()).map(|index| link.scratch(&known.name, index)).collect(),
+            }),
         };
         let limit = u64::try_from(request.freeze_limit.as_millis()).unwrap_or(u64::MAX);
         let plan = Plan {
@@ -255,13 +278,20 @@ impl Session {
             freeze_limit_milliseconds: limit,
             remains: run_dir::Remains::Qemu(remains.clone()),
         };
-        let user = qmp.peer().map(|peer| (peer.uid.as_raw(), peer.gid.as_raw()));
+        let peer = qmp.peer().filter(|_| known.link.is_none());
+        let user = peer.map(|peer| (peer.uid.as_raw(), peer.gid.as_raw()));
         let directory = RunDir::create(&host.scratch, &request.run, user, &plan)?;
+        let link = known.link.clone();
         let socket = known.server.clone().unwrap_or_else(|| directory.place().join("nbd"));
         let (owner, state) = (request.owner, SessionState::Open);
-        let mut session = Self { qmp, remains, owner, disks, socket, state, guard: None, directory };
+        let reserved = link.is_some()
+            && Hold::jobs_endanger(&qmp)
+            && (disks.iter().any(|disk| disk.disk.device.is_none()) || disks.len() > 1 && agent.is_none());
+        let mut session =
+            Self { qmp, remains, owner, disks, link, reserved, socket, state, guard: None, directory };
         let directory = session.directory.path();
-        session.guard = Some(Guard::start(host.guard.as_ref(), directory, agent.map(Agent::socket))?);
+        let agent = agent.and_then(Agent::socket);
+        session.guard = Some(Guard::start(host.guard.as_ref(), directory, agent)?);
         Ok(session)
     }
 
@@ -272,7 +302,9 @@ impl Session {
 
     /// Everything that can be done before the guest stands still.
     fn prepare(&mut self, request: &SnapshotRequest, notes: &mut Vec<String>) -> Result<()> {
-        if self.remains.server {
+        if let Some(link) = &self.link {
+            link.listen(&mut self.qmp, &self.remains.prefix)?;
+        } else if self.remains.server {
             let address = json!({ "type": "unix", "data": { "path": self.socket } });
             self.qmp.run("nbd-server-start", json!({ "addr": address })).map_err(|error| {
                 error.hint("if this QEMU runs an NBD server already, tell Mainstay its socket")
@@ -282,9 +314,10 @@ impl Session {
             let Some(tracked) = self.disks.get(index) else { break };
             let (node, size) = (tracked.disk.node.node_name.clone(), tracked.disk.node.image.virtual_size);
             let (keeps, name) = (tracked.disk.node.keeps_bitmaps(), tracked.disk.name.clone());
-            let file = self.directory.sparse(&format!("scratch{index}"), size)?;
+            let file = self.scratch(index, size)?;
+            let discard = if self.reserved { "ignore" } else { "unmap" };
             let scratch = json!({ "driver": "file", "node-name": self.name('s', index), "filename": file,
-                "discard": "unmap" });
+                "discard": discard });
             self.qmp.run("blockdev-add", scratch)?;
             let bitmap = format!("{}{}-{name}", owned(&self.owner), request.run);
             let new = match self.add_bitmap(&node, &bitmap, keeps) {
@@ -300,6 +333,18 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A file for what the guest overwrites of a disk.
+    fn scratch(&mut self, index: usize, size: u64) -> Result<PathBuf> {
+        let Some(far) = &self.remains.far else {
+            return self.directory.sparse(&format!("scratch{index}"), size);
+        };
+        let file =
+            far.scratch.get(index).ok_or_else(|| Error::bug(format!("there is no disk {index}")))?.clone();
+        let job = self.name('c', index);
+        create(&mut self.qmp, &job, &file, size, self.reserved)?;
+        Ok(file)
     }
 
     /// One that outlives the machine where the image can hold it.
@@ -334,7 +379,9 @@ impl Session {
         notes: &mut Vec<String>,
     ) -> Result<(Consistency, Duration)> {
         let stopped = self.remains.stopped.clone();
-        let Self { qmp, guard: Some(guard), .. } = self else { return Err(Error::bug("a run has no guard")) };
+        let Self { qmp, guard: Some(guard), link, reserved, .. } = self else {
+            return Err(Error::bug("a run has no guard"));
+        };
         let frozen = match agent.map(|agent| Frozen::begin(agent, guard, moment.clock, moment.limit)) {
             None => None,
             Some(Ok(frozen)) => Some(frozen),
@@ -343,11 +390,20 @@ impl Session {
                 None
             }
         };
-        let started = hold.begin(qmp, moment.running, &stopped);
+        let together = match (moment.running, &link, &frozen) {
+            (true, None, _) => Together::Halt,
+            (true, Some(_), None) => Together::Transaction,
+            (false, _, _) | (true, Some(_), Some(_)) => Together::Still,
+        };
+        let started = hold.begin(qmp, together, &stopped, link.is_none() || *reserved);
         let ended = frozen.map(Frozen::end);
         started.map_err(|error| error.during("cannot hold the disks still"))?;
         match ended {
             None => Ok((Consistency::Crash, Duration::ZERO)),
+            Some(Ok((_, false)) | Err(_)) if link.is_some() && moment.several => {
+                let what = "the guest did not stand still until all of its disks were held";
+                Err(Error::new(Code::Io, what).hint("try again, or give it more time: --freeze-limit"))
+            }
             Some(Ok((stood, true))) => Ok((Consistency::FileSystem, stood)),
             Some(Ok((stood, false))) => {
                 notes.push("the guest was thawed before the disks were held".into());
@@ -494,12 +550,18 @@ impl MachineSnapshot for QemuSnapshot {
             session.disks.get(disk).ok_or_else(|| Error::bug(format!("there is no disk {disk}")))?;
         let incremental = tracked.mode == DiskMode::Incremental;
         let dirty = incremental.then(|| format!("qemu:dirty-bitmap:{}", session.since_name(disk)));
-        let export = Client::new(Address::Unix(session.socket.clone()), session.name('e', disk));
+        let export = session.name('e', disk);
+        if let Some(link) = &session.link {
+            let client = link.client(export)?;
+            drop(session);
+            return Ok(Box::new(client.blocks(dirty.as_deref())?));
+        }
+        let client = Client::new(Address::Unix(session.socket.clone()), export);
         drop(session);
-        let opened = export.blocks(dirty.as_deref());
-        let opened = opened.map_err(|error| explain(&self.broken, &self.scratch, error))?;
-        let disk = Box::new(opened);
-        Ok(Box::new(Watched { disk, broken: Arc::clone(&self.broken), scratch: self.scratch.clone() }))
+        let scratch = self.scratch.clone().unwrap_or_default();
+        let opened = client.blocks(dirty.as_deref());
+        let opened = opened.map_err(|error| explain(&self.broken, &scratch, error))?;
+        Ok(Box::new(Watched { disk: Box::new(opened), broken: Arc::clone(&self.broken), scratch }))
     }
 
     fn marks(&self) -> Result<Marks> {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::disks::{Node, drives};
 use super::hold::set_drive;
+use super::link::Far;
+use crate::vm::endpoint::Endpoint;
 use crate::vm::qmp::Qmp;
 
 /// What QEMU may take to let go of an export or a job.
@@ -18,7 +20,7 @@ const LET_GO: Duration = Duration::from_secs(30);
 /// What a run has put into a QEMU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::vm) struct Remains {
-    pub(super) qmp: PathBuf,
+    pub(super) qmp: Endpoint,
     /// How the names of all that the run makes begin.
     pub(super) prefix: String,
     /// The run started the NBD server.
@@ -27,6 +29,8 @@ pub(in crate::vm) struct Remains {
     pub(super) drives: Vec<(String, String)>,
     /// A file that stands as long as the run has halted the guest's processors.
     pub(super) stopped: PathBuf,
+    /// What lies on another machine.
+    pub(super) far: Option<Far>,
 }
 
 #[derive(Deserialize)]
@@ -34,9 +38,18 @@ struct Named {
     id: String,
 }
 
+#[derive(Deserialize)]
+struct Job {
+    id: String,
+    status: String,
+}
+
 impl Remains {
     /// After the death of the run. A QEMU that is gone has nothing left to remove.
     pub(in crate::vm) fn clear(&self) -> Result<()> {
+        if let Some(far) = &self.far {
+            far.thaw();
+        }
         match Qmp::connect(&self.qmp) {
             Ok(mut qmp) => self.remove(&mut qmp),
             Err(error) if error.code() == Code::NotFound => Ok(()),
@@ -55,22 +68,35 @@ impl Remains {
         // A guest that stands comes before everything.
         note(continue_after(qmp, &self.stopped));
         // Whoever reads goes first, then what is read, then what keeps it.
-        note(self.each(qmp, "query-block-exports", remove_export));
+        note(self.exports(qmp));
         note(self.nodes(qmp, "snapshot-access"));
-        note(self.each(qmp, "query-jobs", cancel));
+        note(self.jobs(qmp));
         note(self.put_back(qmp));
         note(self.nodes(qmp, ""));
         note(self.bitmaps(qmp));
         if self.server {
             note(stop_server(qmp));
         }
+        if let Some(far) = &self.far {
+            note(far.remove(qmp, self));
+        }
         first
     }
 
-    fn each(&self, qmp: &mut Qmp, query: &str, remove: fn(&mut Qmp, &str) -> Result<()>) -> Result<()> {
-        let all: Vec<Named> = qmp.ask(query, json!({}))?;
+    fn exports(&self, qmp: &mut Qmp) -> Result<()> {
+        let all: Vec<Named> = qmp.ask("query-block-exports", json!({}))?;
         let ours = all.iter().filter(|one| one.id.starts_with(&self.prefix));
-        ours.map(|one| remove(qmp, &one.id)).fold(Ok(()), Result::and)
+        ours.map(|one| remove_export(qmp, &one.id)).fold(Ok(()), Result::and)
+    }
+
+    fn jobs(&self, qmp: &mut Qmp) -> Result<()> {
+        let all: Vec<Job> = qmp.ask("query-jobs", json!({}))?;
+        let ours = all.iter().filter(|job| job.id.starts_with(&self.prefix));
+        let end = |job: &Job| match job.status.as_str() {
+            "concluded" => qmp.run("job-dismiss", json!({ "id": job.id })).map(drop),
+            _ => cancel(qmp, &job.id),
+        };
+        ours.map(end).fold(Ok(()), Result::and)
     }
 
     /// Removes our nodes of one kind; all when it is empty.

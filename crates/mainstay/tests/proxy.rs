@@ -1,0 +1,251 @@
+//! Backup by proxy through the real binary: a real QEMU in one network namespace, the proxy in another, and a cable
+//! between them that is cut. The test plays the guest.
+
+#![cfg(test)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use mainstay_core::Clock as _;
+use mainstay_testkit::lab::{Cable, FarQemu, Side, compare, patiently};
+use mainstay_testkit::{RealClock, Rng};
+
+const MIB: usize = 1 << 20;
+/// Longer than a run takes to see that its link is dead.
+const LONG: Duration = Duration::from_secs(180);
+
+struct Lab {
+    // In this order: the emulator goes before its network.
+    qemu: FarQemu,
+    cable: Cable,
+    images: Vec<PathBuf>,
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    /// A machine with disks of so many MiB.
+    fn new(disks: &[usize]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut rng = Rng::new(1);
+        let mut images = Vec::new();
+        for (number, mebibytes) in disks.iter().enumerate() {
+            let raw = directory.path().join(format!("{number}.raw"));
+            let image = directory.path().join(format!("{number}.qcow2"));
+            // Half of it is there, and half of that can be compressed.
+            let mut bytes = vec![0; mebibytes * MIB];
+            for part in bytes.chunks_mut(MIB).step_by(2) {
+                rng.fill(&mut part[..MIB / 2]);
+                part[MIB / 2..].fill(b'x');
+            }
+            std::fs::write(&raw, bytes).unwrap();
+            tool("qemu-img", &["convert", "-O", "qcow2", text(&raw), text(&image)]);
+            images.push(image);
+        }
+        let cable = Cable::lay().unwrap();
+        let paths: Vec<&Path> = images.iter().map(PathBuf::as_path).collect();
+        let qemu = FarQemu::start(&cable, &paths).unwrap();
+        Self { qemu, cable, images, directory }
+    }
+
+    /// How the proxy names the machine.
+    fn far(&self) -> String {
+        let (address, pki) = (Cable::address(Side::Host), self.qemu.certificates());
+        format!(
+            "qmp:tcp://{address}:{},tls={pki},host-tls={pki},host-scratch={},name=web",
+            FarQemu::PORT,
+            self.qemu.scratch().display(),
+            pki = pki.display()
+        )
+    }
+
+    /// How one names it who is on the host.
+    fn near(&self) -> String {
+        format!("qmp:{},name=web", self.qemu.local_monitor().display())
+    }
+
+    /// The program at one end, with a home of its own.
+    fn command(&self, side: Side, home: &str, arguments: &[&str]) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_mainstay"));
+        let mut command = self.cable.command(side, program, arguments);
+        let home = self.directory.path().join(home);
+        std::fs::create_dir_all(&home).unwrap();
+        command.env("HOME", &home).env("TMPDIR", &home).current_dir(home);
+        for name in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn run(&self, side: Side, home: &str, arguments: &[&str]) -> String {
+        let output = self.command(side, home, arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", told(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn fails(&self, side: Side, home: &str, arguments: &[&str]) -> String {
+        let output = self.command(side, home, arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}: {}", told(&output));
+        told(&output)
+    }
+
+    fn start(&self, side: Side, home: &str, arguments: &[&str]) -> Running {
+        let mut command = self.command(side, home, arguments);
+        Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    /// Every disk of the newest point is what the machine's images hold. The machine must not run.
+    fn check(&self, side: Side, home: &str) {
+        let to = self.directory.path().join(format!("{home}-restored"));
+        self.run(side, home, &["vm", "restore", "web@latest", "--to", text(&to)]);
+        for (number, image) in self.images.iter().enumerate() {
+            let disk = std::fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().path());
+            let name = format!("disk{number}.raw");
+            let disk =
+                disk.into_iter().find(|path| text(path).ends_with(&name)).expect("the disk is restored");
+            compare(image, &disk).unwrap();
+        }
+    }
+
+    /// The emulator and nothing else.
+    fn is_clean(&self) {
+        assert_eq!(self.qemu.remains().unwrap(), [""; 0]);
+        for file in std::fs::read_dir(self.qemu.scratch()).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().len(), 0, "a scratch file is still full");
+        }
+    }
+
+    /// The guest can still write, and soon: nothing of ours holds it up.
+    fn guest_lives(&self, byte: u8) {
+        for disk in 0..self.images.len() {
+            self.qemu.write(disk, 7 * MIB as u64, 4096, byte).unwrap();
+        }
+    }
+}
+
+struct Running(Option<Child>);
+
+impl Running {
+    fn end(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _gone = child.kill();
+            let _ended = child.wait();
+        }
+    }
+}
+
+fn told(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a tool that prepares what the test needs")]
+fn tool(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}; install it: cargo xtask setup"));
+    assert!(output.status.success(), "{program}: {}", told(&output));
+}
+
+/// The processor time of this test's children that have ended, in seconds.
+fn children() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = text.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: f64 = fields[13..15].iter().map(|field| field.parse::<f64>().unwrap()).sum();
+    ticks / rustix::param::clock_ticks_per_second() as f64
+}
+
+#[test]
+fn a_point_taken_over_the_network_is_what_the_machine_held_and_costs_the_host_little() {
+    let mut lab = Lab::new(&[192, 16]);
+    let (far, near) = (lab.far(), lab.near());
+    let full = |side, home, host: &str| {
+        let (before, others) = (lab.qemu.processor(), children());
+        let told = lab.run(side, home, &["vm", "backup", "--host", host, "web", "--json"]);
+        assert_eq!(told.matches("\"mode\":\"full\"").count(), 2, "{told}");
+        (lab.qemu.processor() - before, children() - others)
+    };
+    let (qemu, program) = full(Side::Host, "local", &near);
+    let (emulator, proxy) = full(Side::Proxy, "proxy", &far);
+    let ratio = emulator / (qemu + program);
+    println!(
+        "on the host: {:.2} s of processor for a local run (QEMU {qemu:.2}, mainstay {program:.2}), {emulator:.2} s by \
+         proxy (whose own are {proxy:.2}): {ratio:.2} of it",
+        qemu + program
+    );
+    assert!(ratio < 0.6, "the host does the work of the proxy");
+    lab.is_clean();
+
+    for place in 0..20 {
+        lab.qemu.write(0, place * 5 * MIB as u64 + 4096, 70_000, 7).unwrap();
+    }
+    lab.qemu.write(1, 0, 8192, 9).unwrap();
+    let told = lab.run(Side::Proxy, "proxy", &["vm", "backup", "--host", &far, "--all", "--json"]);
+    assert_eq!(told.matches("\"mode\":\"incremental\"").count(), 2, "{told}");
+    lab.is_clean();
+    lab.guest_lives(7);
+    let told = lab.run(Side::Proxy, "proxy", &["vm", "backup", "--host", &far, "--all", "--json"]);
+    assert_eq!(told.matches("\"mode\":\"incremental\"").count(), 2, "{told}");
+    lab.qemu.end();
+    lab.check(Side::Proxy, "proxy");
+}
+
+#[test]
+fn strangers_are_not_let_in_and_no_stranger_is_believed() {
+    let lab = Lab::new(&[8]);
+    let strangers = lab.directory.path().join("strangers");
+    mainstay_testkit::lab::certificates(&strangers, &[Cable::address(Side::Host)]).unwrap();
+    let ours = lab.qemu.certificates();
+    let host =
+        lab.far().replace(&format!(",tls={}", ours.display()), &format!(",tls={}", strangers.display()));
+    let said = lab.fails(Side::Proxy, "proxy", &["vm", "backup", "--host", &host, "web"]);
+    assert!(said.contains("cannot connect to 10.99.0.1:4444"), "{said}");
+    let host = lab.far().replace(&format!("tls={}", ours.display()), "name=web");
+    let said = lab.fails(Side::Proxy, "proxy", &["vm", "backup", "--host", &host, "web"]);
+    assert!(said.contains("tls=DIR"), "{said}");
+    // Those who have part of it only: the disks are offered to holders of a certificate and to nobody else.
+    let half = lab
+        .far()
+        .replace(&format!("host-tls={}", ours.display()), &format!("host-tls={}", strangers.display()));
+    let said = lab.fails(Side::Proxy, "proxy", &["vm", "backup", "--host", &half, "web"]);
+    assert!(said.contains("10.99.0.1:10809"), "{said}");
+    lab.is_clean();
+}
+
+#[test]
+fn a_link_that_is_cut_leaves_the_guest_alone_and_the_next_run_makes_all_well() {
+    let mut lab = Lab::new(&[512, 16]);
+    let far = lab.far();
+    let backup = ["vm", "backup", "--host", far.as_str(), "web", "--json"];
+    let running = lab.start(Side::Proxy, "proxy", &backup);
+    patiently("disks that are offered", LONG, || {
+        let exports = lab.qemu.monitor()?.run("query-block-exports", serde_json::json!({}))?;
+        Ok((exports.as_array().map(Vec::len) == Some(2)).then_some(()))
+    })
+    .unwrap();
+    lab.cable.cut().unwrap();
+    lab.guest_lives(1);
+    let began = RealClock.monotonic();
+    let output = running.end();
+    println!("the run ended {:?} after its link was cut", RealClock.monotonic() - began);
+    assert!(!output.status.success() && told(&output).contains("error"), "{}", told(&output));
+    lab.guest_lives(2);
+    assert_eq!(lab.run(Side::Proxy, "proxy", &["list", "--json"]).matches("\"workload\":\"web\"").count(), 0);
+
+    lab.cable.mend().unwrap();
+    let said = lab.run(Side::Proxy, "proxy", &backup);
+    assert_eq!(said.matches("\"mode\":\"full\"").count(), 2, "{said}");
+    lab.is_clean();
+    lab.guest_lives(3);
+    assert_eq!(lab.run(Side::Proxy, "proxy", &backup).matches("\"mode\":\"incremental\"").count(), 2);
+    lab.qemu.end();
+    lab.check(Side::Proxy, "proxy");
+}

@@ -93,6 +93,16 @@ impl Drop for Cable {
     }
 }
 
+/// The group ffdhe2048 of RFC 7919. A QEMU that finds none in its directory makes one up, for a second.
+const GROUP: &str = "-----BEGIN DH PARAMETERS-----\n\
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz\n\
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a\n\
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7\n\
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi\n\
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD\n\
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==\n\
+-----END DH PARAMETERS-----\n";
+
 /// Makes a directory of certificates as QEMU, libvirt and Mainstay name them, good for these addresses.
 pub fn certificates(directory: &Path, addresses: &[&str]) -> Result<()> {
     let bad = |error| Error::bug(format!("a certificate cannot be made: {error}"));
@@ -100,6 +110,7 @@ pub fn certificates(directory: &Path, addresses: &[&str]) -> Result<()> {
     let write = |name: &str, text: String| {
         std::fs::write(directory.join(name), text).map_err(super::io("cannot write a certificate"))
     };
+    write("dh-params.pem", GROUP.into())?;
     let mut params = CertificateParams::new(Vec::new()).map_err(bad)?;
     params.distinguished_name.push(DnType::CommonName, "the authority of a test");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -10,6 +10,8 @@ use super::{Inside, POINT_HELP};
 const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI such as qemu:///system, \
                          qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
                          (NAME counts when it was started without -name), \
+                         qmp:tcp://HOST:PORT[,agent=tcp://HOST:PORT],tls=DIR,host-scratch=DIR for one on another \
+                         machine, spoken to by the certificates in DIR, \
                          or dir:DIRECTORY for image files of machines that are shut down";
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +59,7 @@ pub(crate) enum Level {
   mainstay vm backup --host qemu:///system --all --tag nightly
   mainstay vm backup --host qmp:/run/web.qmp,agent=/run/web.agent,name=web web
   mainstay vm backup --host dir:/srv/images --all
+  mainstay vm backup --host qmp:tcp://10.0.0.5:4444,tls=/etc/mainstay/pki,host-scratch=/var/lib/backup,name=web web
 
 A running machine is held still for a fraction of a second at most; what it overwrites during the backup is kept
 aside in the scratch directory. Only what changed since the last point is read, where the host can tell; where it

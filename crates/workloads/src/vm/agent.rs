@@ -115,7 +115,7 @@ impl Agent {
             r#"for time in 1 2 3 4 5; do
                 sleep {}
                 while read -r device place rest; do
-                    case $device in /*) fsfreeze -u "$(printf %b "$place")" ;; esac
+                    case $device in /*) fsfreeze --unfreeze "$(printf %b "$place")" ;; esac
                 done < /proc/mounts
                 [ ! -x {HOOK} ] || {HOOK} thaw
             done"#,

@@ -4,4 +4,5 @@
 #![cfg(test)]
 
 mod capture;
+mod proxy;
 mod qemu;

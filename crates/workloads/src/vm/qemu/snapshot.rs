@@ -397,7 +397,10 @@ impl Session {
         };
         let started = hold.begin(qmp, together, &stopped, link.is_none() || *reserved);
         let ended = frozen.map(Frozen::end);
-        started.map_err(|error| error.during("cannot hold the disks still"))?;
+        started.map_err(|error| {
+            let why = notes.last().map(|note| format!(" ({note})")).unwrap_or_default();
+            error.during(format!("cannot hold the disks still{why}"))
+        })?;
         match ended {
             None => Ok((Consistency::Crash, Duration::ZERO)),
             Some(Ok((_, false)) | Err(_)) if link.is_some() && moment.several => {

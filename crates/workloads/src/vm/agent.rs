@@ -19,7 +19,7 @@ const LINE_MAX: usize = 4 << 20;
 const DELIMITER: u8 = 0xff;
 
 /// What an agent that lives may take for what is no work.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// Where most guests keep what their agent runs around a freeze.
 const HOOK: &str = "/etc/qemu/fsfreeze-hook";
@@ -144,21 +144,7 @@ impl Agent {
     ///
     /// Errors: [`Code::Io`] when it does not end in time, or is ended by a signal.
     pub(super) fn shell(&mut self, line: &str, limit: Duration) -> Result<i64> {
-        const LOOK: Duration = Duration::from_millis(200);
-        let started = self.run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", line] }), ANSWER)?;
-        let pid = started["pid"].clone();
-        for _ in 0..=limit.as_millis() / LOOK.as_millis() {
-            let status = self.run("guest-exec-status", json!({ "pid": pid }), ANSWER)?;
-            if status["exited"].as_bool() == Some(true) {
-                let ended = status["exitcode"].as_i64();
-                return ended.ok_or_else(|| Error::new(Code::Io, "the command in the guest was killed"));
-            }
-            std::thread::sleep(LOOK);
-        }
-        Err(Error::new(
-            Code::Io,
-            format!("the command in the guest did not end within {} s", limit.as_secs()),
-        ))
+        shell(&mut |command, arguments| self.run(command, arguments, ANSWER), line, limit)
     }
 
     /// Tells the disks which blocks the file systems no longer use.
@@ -178,7 +164,7 @@ impl Agent {
         }
     }
 
-    fn run(&mut self, command: &str, arguments: Value, length: Duration) -> Result<Value> {
+    pub(super) fn run(&mut self, command: &str, arguments: Value, length: Duration) -> Result<Value> {
         let limit = Limit::new(length)?;
         let message = json!({ "execute": command, "arguments": arguments });
         self.channel.send(&line_of(&message), &limit)?;
@@ -199,6 +185,26 @@ impl Agent {
     fn silent(&self, limit: &Limit) -> Error {
         self.channel.late(limit).hint("is the guest agent running in the guest?")
     }
+}
+
+/// Runs a line in the guest's shell, by whatever way commands get to the agent.
+pub(super) fn shell(
+    run: &mut dyn FnMut(&str, Value) -> Result<Value>,
+    line: &str,
+    limit: Duration,
+) -> Result<i64> {
+    const LOOK: Duration = Duration::from_millis(200);
+    let started = run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", line] }))?;
+    let pid = started["pid"].clone();
+    for _ in 0..=limit.as_millis() / LOOK.as_millis() {
+        let status = run("guest-exec-status", json!({ "pid": pid }))?;
+        if status["exited"].as_bool() == Some(true) {
+            let ended = status["exitcode"].as_i64();
+            return ended.ok_or_else(|| Error::new(Code::Io, "the command in the guest was killed"));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Err(Error::new(Code::Io, format!("the command in the guest did not end within {} s", limit.as_secs())))
 }
 
 /// The text of a sync, and the number that its answer has.

@@ -1,15 +1,18 @@
 //! A folder of images as machines that are shut down. An image in the folder is a machine of one disk; a folder in it
-//! with images is a machine of all of them, described by a libvirt document beside them if there is one. Images that
-//! others are built upon are no machines.
+//! with images is a machine of all of them, described by a document beside them if there is one: libvirt's, or ours. A
+//! machine that is defined here gets a script that starts it. Images that others are built upon are no machines.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{Clock, Code, Error, Result, Time};
 use mainstay_diskimage::container::{self, Directories, Format};
+use serde_json::{Value, json};
 
+use super::agent::Agent;
 use super::channel::clean;
 use super::domain_xml;
 use super::hypervisor::{
@@ -18,10 +21,19 @@ use super::hypervisor::{
 };
 use super::machine::{Machine, MachineDisk};
 use super::offline::{self, Offline};
+use super::qemu::script::{AGENT, MONITOR, SCRIPT, is_ours, script};
+use super::qmp::Qmp;
 use super::sprawl::ImageSeen;
+use crate::process::Program;
 
 /// The name of this driver in marks.
 const DRIVER: &str = "folder";
+
+/// The description of a machine in the folder of its own.
+const DESCRIPTION: &str = "machine.json";
+
+/// What a machine may take to start; it goes on in the background then.
+const START: Duration = Duration::from_secs(60);
 
 /// How the names of image files end.
 const ENDINGS: [&str; 6] = ["qcow2", "raw", "img", "vmdk", "vhdx", "qcow"];
@@ -61,18 +73,46 @@ impl Folder {
         Ok(machines)
     }
 
+    /// The monitor of a machine that runs by its script.
+    fn monitor(&self, machine: &MachineId) -> Result<Qmp> {
+        Qmp::connect(&self.path.join(&machine.0).join(MONITOR))
+    }
+
+    /// The script that starts a machine.
+    ///
+    /// Errors: [`Code::Unsupported`] when it has none of ours.
+    fn script(&self, machine: &MachineId) -> Result<PathBuf> {
+        let path = self.path.join(&machine.0).join(SCRIPT);
+        if std::fs::read_to_string(&path).is_ok_and(|text| is_ours(&text)) {
+            return Ok(path);
+        }
+        let what = format!("the machine {} is images only: nothing here runs it", clean(&machine.0));
+        Err(Error::new(Code::Unsupported, what)
+            .hint("name its hypervisor, or restore it with --as, which writes a script that starts it"))
+    }
+
     fn machine(&self, id: &MachineId) -> Result<Machine> {
         let found = self.machines()?.into_iter().find(|(name, _)| *name == id.0);
         let (name, images) = found.ok_or_else(|| {
             let what = format!("there is no machine {} in {}", clean(&id.0), self.path.display());
             Error::new(Code::NotFound, what)
         })?;
-        let document = images.first().and_then(|image| document(&self.path, &image.path));
+        let described = described(&self.path.join(&id.0));
+        let document =
+            described.or_else(|| images.first().and_then(|image| document(&self.path, &image.path)));
         let mut machine = document.unwrap_or_else(|| Machine::new(id.clone(), name));
         machine.id = id.clone();
         machine.disks = images.iter().map(disk).collect();
         Ok(machine)
     }
+}
+
+/// What [`Folder::define`] wrote down.
+fn described(folder: &Path) -> Option<Machine> {
+    let path = folder.join(DESCRIPTION);
+    let size = std::fs::metadata(&path).ok()?.len();
+    let text = (size <= domain_xml::DOCUMENT_MAX as u64).then(|| std::fs::read(&path).ok())??;
+    Machine::from_json(&text).ok()
 }
 
 fn disk(image: &Image) -> MachineDisk {
@@ -176,7 +216,7 @@ impl Hypervisor for Folder {
     }
 
     fn caps(&self) -> Caps {
-        Caps { offline: true, ..Caps::default() }
+        Caps { offline: true, define: true, ..Caps::default() }
     }
 
     fn list(&self) -> Result<Vec<MachineSummary>> {
@@ -189,10 +229,13 @@ impl Hypervisor for Folder {
                 path: image.path,
                 bitmaps: Vec::new(),
             };
+            let id = MachineId(name.clone());
+            // Somebody who speaks to the monitor keeps others out.
+            let runs = self.monitor(&id).map_or_else(|error| error.code() == Code::Conflict, |_| true);
             MachineSummary {
-                id: MachineId(name.clone()),
+                id,
                 name,
-                state: MachineState::ShutOff,
+                state: if runs { MachineState::Running } else { MachineState::ShutOff },
                 disks: images.into_iter().map(disk).collect(),
                 snapshots: Vec::new(),
             }
@@ -210,20 +253,52 @@ impl Hypervisor for Folder {
         offline::take(offline, request, self.clock.as_ref())
     }
 
-    fn define(&self, _machine: &Machine, _disks: &[DiskPlace], _start: bool) -> Result<MachineId> {
-        Err(nothing_runs())
+    /// Writes a script that starts the machine, and its description, beside its disks.
+    fn define(&self, machine: &Machine, disks: &[DiskPlace], start: bool) -> Result<MachineId> {
+        let folder = self.path.join(&machine.name);
+        if disks.iter().any(|disk| disk.path.parent() != Some(folder.as_path())) {
+            let what = format!("the disks of {} do not lie in {}", clean(&machine.name), folder.display());
+            return Err(Error::new(Code::Usage, what).hint("each machine has the directory of its name"));
+        }
+        let id = MachineId(machine.name.clone());
+        let text = script(machine, disks, &folder)?;
+        write_new(&folder.join(DESCRIPTION), &machine.to_json()?, 0o600)?;
+        write_new(&folder.join(SCRIPT), text.as_bytes(), 0o700)?;
+        if start {
+            self.start(&id)?;
+        }
+        Ok(id)
     }
 
-    fn start(&self, _machine: &MachineId) -> Result<()> {
-        Err(nothing_runs())
+    fn start(&self, machine: &MachineId) -> Result<()> {
+        let script = self.script(machine)?;
+        Program::new(script, START).argument("-daemonize").run_well().map(drop)
     }
 
-    fn stop(&self, _machine: &MachineId) -> Result<()> {
-        Err(nothing_runs())
+    fn stop(&self, machine: &MachineId) -> Result<()> {
+        self.monitor(machine)?.run("system_powerdown", json!({})).map(drop)
     }
 
-    fn destroy(&self, _machine: &MachineId) -> Result<()> {
-        Err(nothing_runs())
+    fn destroy(&self, machine: &MachineId) -> Result<()> {
+        let script = self.script(machine)?;
+        if let Ok(mut monitor) = self.monitor(machine) {
+            monitor.run("quit", json!({}))?;
+        }
+        for path in [&script, &script.with_file_name(DESCRIPTION)] {
+            std::fs::remove_file(path)
+                .map_err(|error| Error::io(format!("cannot remove {}", path.display()), error))?;
+        }
+        Ok(())
+    }
+
+    fn ask_guest(
+        &self,
+        machine: &MachineId,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Value> {
+        Agent::connect(&self.path.join(&machine.0).join(AGENT))?.run(command, arguments, limit)
     }
 
     fn sweep(&self) -> Result<Swept> {
@@ -231,6 +306,14 @@ impl Hypervisor for Folder {
     }
 }
 
-fn nothing_runs() -> Error {
-    Error::new(Code::Unsupported, "nothing runs in a folder of images").hint("name a hypervisor")
+/// Leaves a file of earlier as it is when it says the same.
+fn write_new(path: &Path, text: &[u8], mode: u32) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    if std::fs::read(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let written = file.and_then(|mut file| file.write_all(text).and_then(|()| file.sync_all()));
+    written.map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
 }

@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mainstay_core::{Blocks, Consistency, Id16, Result};
+use mainstay_core::{Blocks, Code, Consistency, Error, Id16, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::agent::{ANSWER, shell};
 use super::machine::Machine;
 use super::mark::Marks;
 
@@ -47,8 +49,34 @@ pub trait Hypervisor: Send + Sync {
     /// Takes a machine away that [`Hypervisor::define`] made: the power first, then its definition. Disks stay.
     fn destroy(&self, machine: &MachineId) -> Result<()>;
 
+    /// Asks the agent in the machine's guest; commands and answers are those of QEMU's guest agent.
+    ///
+    /// Errors: [`mainstay_core::Code::Unsupported`] where there is no way to it; [`mainstay_core::Code::Io`] when none
+    /// answers within `limit`.
+    fn ask_guest(
+        &self,
+        _machine: &MachineId,
+        _command: &str,
+        _arguments: Value,
+        _limit: Duration,
+    ) -> Result<Value> {
+        Err(Error::new(Code::Unsupported, "this host does not lead to the agents of its guests"))
+    }
+
     /// Removes what runs that died left on the host. What live runs and others own stays.
     fn sweep(&self) -> Result<Swept>;
+}
+
+/// Whether the agent in a machine's guest answers now.
+pub fn guest_answers(host: &dyn Hypervisor, machine: &MachineId) -> bool {
+    host.ask_guest(machine, "guest-ping", json!({}), ANSWER).is_ok()
+}
+
+/// Runs a line in the guest's shell to its end; its exit status.
+///
+/// Errors: those of the agent; [`Code::Io`] when it does not end in time, or is ended by a signal.
+pub fn guest_shell(host: &dyn Hypervisor, machine: &MachineId, line: &str, limit: Duration) -> Result<i64> {
+    shell(&mut |command, arguments| host.ask_guest(machine, command, arguments, ANSWER), line, limit)
 }
 
 /// One moment of a machine. Dropped without [`MachineSnapshot::commit`] it abandons: changes go on being tracked

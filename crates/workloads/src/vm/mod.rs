@@ -29,7 +29,7 @@ pub use folder::Folder;
 pub use guard::{GuardProgram, attend, attend_at_standard_streams};
 pub use hypervisor::{
     BitmapSeen, Caps, DiskMode, DiskPlace, DiskSnapshot, DiskSummary, Hypervisor, MachineId, MachineSnapshot,
-    MachineState, MachineSummary, Owner, SnapshotRequest, SnapshotSeen, Swept,
+    MachineState, MachineSummary, Owner, SnapshotRequest, SnapshotSeen, Swept, guest_answers, guest_shell,
 };
 pub use libvirt::LibvirtHost;
 pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocument, RawKind};

@@ -8,8 +8,10 @@ mod virsh;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{Clock, Code, Error, Result};
+use serde_json::{Value, json};
 
 use super::domain_xml::{made_here, mark_as_made, parse, parse_live, write};
 use super::guard::GuardProgram;
@@ -204,6 +206,22 @@ impl Hypervisor for LibvirtHost {
         }
         let with_nvram = ["undefine", &uuid, "--nvram", "--checkpoints-metadata", "--managed-save"];
         self.virsh.run(&with_nvram).map(drop)
+    }
+
+    fn ask_guest(
+        &self,
+        machine: &MachineId,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Value> {
+        let message = json!({ "execute": command, "arguments": arguments }).to_string();
+        let seconds = limit.as_secs().max(1).to_string();
+        let words = ["qemu-agent-command", "--domain", &machine.0, "--timeout", &seconds, "--cmd", &message];
+        let text = self.virsh.run_within(limit + ANSWER, &words)?;
+        let mut answer: Value = serde_json::from_str(&text)
+            .map_err(|error| Error::new(Code::Io, "the guest agent speaks no JSON").because(error))?;
+        Ok(answer["return"].take())
     }
 
     fn sweep(&self) -> Result<Swept> {

@@ -278,12 +278,7 @@ fn words(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Vec<St
             "backing": format!("base-{name}"), "discard": "unmap" });
         add("-blockdev", base.to_string());
         add("-blockdev", over.to_string());
-        let kind = match plan.bus.as_deref().or(disk.bus.as_deref()).unwrap_or("virtio") {
-            "scsi" => "scsi-hd,bus=scsi.0",
-            "sata" | "ide" | "usb" => "ide-hd",
-            "nvme" => "nvme",
-            _ => "virtio-blk-pci",
-        };
+        let kind = device(plan.bus.as_deref().or(disk.bus.as_deref()));
         let serial = disk
             .serial
             .as_deref()
@@ -295,7 +290,17 @@ fn words(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Vec<St
     Ok(words)
 }
 
-fn firmware(firmware: &Firmware, add: &mut impl FnMut(&str, String)) -> Result<()> {
+/// The device that a disk on this bus is. For `scsi` there has to be a controller of the id `scsi`.
+pub(super) fn device(bus: Option<&str>) -> &'static str {
+    match bus.unwrap_or("virtio") {
+        "scsi" => "scsi-hd,bus=scsi.0",
+        "sata" | "ide" | "usb" => "ide-hd",
+        "nvme" => "nvme",
+        _ => "virtio-blk-pci",
+    }
+}
+
+pub(super) fn firmware(firmware: &Firmware, add: &mut impl FnMut(&str, String)) -> Result<()> {
     let there = |path: &str| {
         let missing =
             || Error::new(Code::Unsupported, format!("the machine starts from {path}, which is not here"));
@@ -323,7 +328,7 @@ fn firmware(firmware: &Firmware, add: &mut impl FnMut(&str, String)) -> Result<(
 
 /// Boots a sector that counts and then switches the machine off. A device file proves nothing: there are hosts that
 /// offer it and take minutes for what should take milliseconds.
-fn kvm_works(directory: &Path) -> bool {
+pub(super) fn kvm_works(directory: &Path) -> bool {
     const COUNT: &[u8] = &[
         0x66, 0xB9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
         0x66, 0x49, // dec ecx

@@ -12,16 +12,19 @@ mod disks;
 mod emulator;
 mod hold;
 mod link;
+pub(super) mod script;
 mod snapshot;
 mod undo;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{Clock, Code, Error, Result};
 use serde_json::{Value, json};
 
 use super::endpoint::Endpoint;
+use super::agent::Agent;
 use super::guard::GuardProgram;
 use super::hypervisor::{
     BitmapSeen, Caps, DiskPlace, DiskSummary, Hypervisor, MachineId, MachineSnapshot, MachineState,
@@ -146,6 +149,20 @@ impl Hypervisor for QemuHost {
         Err(unsupported("taken away"))
     }
 
+    fn ask_guest(
+        &self,
+        machine: &MachineId,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Value> {
+        let (machine, _) = self.connect(machine)?;
+        let socket = machine.agent.as_ref();
+        let socket =
+            socket.ok_or_else(|| Error::new(Code::Unsupported, "the agent's socket is not known"))?;
+        Agent::connect(socket)?.run(command, arguments, limit)
+    }
+
     fn sweep(&self) -> Result<Swept> {
         Ok(run_dir::sweep(&self.scratch))
     }
@@ -226,7 +243,7 @@ fn missing(id: &MachineId) -> Error {
 fn unsupported(what: &str) -> Error {
     let what = format!("machines of plain QEMU cannot be {what} here");
     Error::new(Code::Unsupported, what)
-        .hint("restore the disks, and start QEMU with the arguments that are shown")
+        .hint("name the directory that its disks and its start script go to: dir:DIRECTORY")
 }
 
 /// For questions that some kinds of QEMU do not know.

@@ -30,15 +30,26 @@ pub(super) fn hold(file: &File) -> Result<bool, Errno> {
             other => other?,
         }
     }
-    for byte in [UNWANTED + READ, DONE + WRITE, DONE + RESIZE] {
+    Ok(!is_held(file, &[UNWANTED + READ, DONE + WRITE, DONE + RESIZE])?)
+}
+
+/// Whether nobody uses the image. Nothing is held afterwards.
+pub(super) fn is_free(file: &File) -> Result<bool, Errno> {
+    let all = [READ, WRITE, RESIZE].map(|permission| [DONE + permission, UNWANTED + permission]);
+    Ok(!is_held(file, all.as_flattened())?)
+}
+
+/// Whether others hold a lock on one of these bytes.
+fn is_held(file: &File, bytes: &[i64]) -> Result<bool, Errno> {
+    for byte in bytes {
         // A lock of others, even one that would not exclude ours, says that they do it.
-        let mut lock = lock(libc::F_WRLCK, byte);
+        let mut lock = lock(libc::F_WRLCK, *byte);
         fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
         if i32::from(lock.l_type) != libc::F_UNLCK {
-            return Ok(false);
+            return Ok(true);
         }
     }
-    Ok(true)
+    Ok(false)
 }
 
 fn lock(kind: i32, byte: i64) -> libc::flock {

@@ -326,3 +326,26 @@ impl WritableBlocks for RawTarget {
         self.file.sync_all().map_err(|error| self.failed(error))
     }
 }
+
+/// The progress of one disk on top of what was written before it.
+pub(super) struct Shifted<'a> {
+    pub(super) base: Counts,
+    pub(super) inner: &'a dyn Progress,
+}
+
+impl Progress for Shifted<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Done(counts) => self.inner.event(&Event::Done(Counts {
+                bytes: self.base.bytes + counts.bytes,
+                written_bytes: self.base.written_bytes + counts.written_bytes,
+                ..self.base
+            })),
+            other => self.inner.event(other),
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.inner.cancelled()
+    }
+}

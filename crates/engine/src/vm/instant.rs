@@ -98,7 +98,7 @@ pub fn machine(reader: &PointReader) -> Result<Machine> {
     Ok(machine)
 }
 
-fn document(reader: &PointReader, entry: &mainstay_repository::Entry) -> Result<Vec<u8>> {
+pub(super) fn document(reader: &PointReader, entry: &mainstay_repository::Entry) -> Result<Vec<u8>> {
     let (mut stream, mut text) = (reader.stream(entry)?, Vec::new());
     let mut buffer = vec![0; 64 << 10];
     loop {

@@ -5,12 +5,14 @@ mod apply;
 mod backup;
 mod disks;
 mod fstab;
+mod in_place;
 mod inside;
 mod instant;
 mod lean;
 mod mixed;
 mod mounted;
 mod private;
+mod recover;
 mod restore;
 mod source;
 mod timeline;
@@ -20,10 +22,16 @@ mod view;
 pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
 pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
+pub use in_place::{
+    InPlacePlan, PresentDisk, RestoredInPlace, UNDO_TAG, plan_in_place, restore_in_place, shut_down,
+};
 pub use inside::{Inside, Keys};
 pub use instant::{Instant, Proof, ProofRequest, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
+pub use recover::{
+    Record, Recovered, Recovery, Stage, Times, Wait, check_recovery, recover_machine, whole_machine,
+};
 pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, machine_disks, plan_machine, restore_machine};
 pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
 pub use tree::VolumeSeen;

@@ -14,7 +14,7 @@ use mainstay_diskimage::partition::refit;
 use mainstay_repository::{Entry, PointInfo, PointReader};
 use mainstay_workloads::vm::{DISKS, disk_path};
 
-use super::disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
+use super::disks::{ImageFormat, ImageTarget, RawTarget, Shifted, write_disk};
 use crate::copy::copy;
 
 /// The longest document of a machine, in bytes.
@@ -289,30 +289,7 @@ impl Drop for MachineTarget {
     }
 }
 
-fn sync_directory(path: &Path) -> Result<()> {
+pub(super) fn sync_directory(path: &Path) -> Result<()> {
     let synced = std::fs::File::open(path).and_then(|directory| directory.sync_all());
     synced.map_err(|error| Error::io(format!("cannot make {} durable", path.display()), error))
-}
-
-/// The progress of one disk on top of what was written before it.
-struct Shifted<'a> {
-    base: Counts,
-    inner: &'a dyn Progress,
-}
-
-impl Progress for Shifted<'_> {
-    fn event(&self, event: &Event<'_>) {
-        match event {
-            Event::Done(counts) => self.inner.event(&Event::Done(Counts {
-                bytes: self.base.bytes + counts.bytes,
-                written_bytes: self.base.written_bytes + counts.written_bytes,
-                ..self.base
-            })),
-            other => self.inner.event(other),
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.inner.cancelled()
-    }
 }

@@ -1,0 +1,413 @@
+//! One machine brought back as a machine of a host: its disks written, defined, started, asked. What has been done is
+//! written down beside the disks after each stage, so that a run that was killed or failed is gone on with where it
+//! stopped, and what is complete is left as it is.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_core::{Clock, Code, Error, ItemPath, PointId, Progress, Result};
+use mainstay_repository::PointReader;
+use mainstay_workloads::vm::{
+    DiskPlace, Firmware, Hypervisor, Identity, Machine, MachineId, MachineState, NVRAM, RawDocument, RawKind,
+    Shape, guest_answers, guest_shell,
+};
+use serde::{Deserialize, Serialize};
+
+use super::super::instant::{document, machine};
+use super::super::restore::{DiskPlaces, ImageFolder, plan_machine, restore_machine, sync_directory};
+
+/// The record of a recovery, in the directory of its machine.
+const RECORD: &str = "mainstay-recovery.json";
+/// The longest record, in bytes.
+const RECORD_MAX: u64 = 16 << 20;
+const VERSION: u32 = 1;
+
+/// How often somebody looks whether something has happened.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What is to become of the machine of a point.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    pub shape: Shape,
+    /// Where its disks go: a directory of its own.
+    pub folder: ImageFolder,
+    pub start: bool,
+    /// What is waited for once it is started.
+    pub wait: Wait,
+    /// The longest wait for the agent, and for each check.
+    pub limit: Duration,
+    /// Lines for the guest's shell that must end with status 0.
+    pub checks: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    Nothing,
+    Time(Duration),
+    /// The guest's agent answers.
+    Agent,
+}
+
+/// How far a recovery has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// The disks are being written.
+    Begun,
+    Written,
+    Defined,
+    Started,
+    /// Everything that was asked for has been done.
+    Complete,
+}
+
+/// How long each part took, in seconds; of all runs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    pub write: f64,
+    pub define: f64,
+    /// From the start to the first answer of the agent, or to the end of the wait.
+    pub start: f64,
+    pub checks: f64,
+}
+
+impl Times {
+    pub fn total(&self) -> f64 {
+        self.write + self.define + self.start + self.checks
+    }
+}
+
+/// What is written down.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    point: String,
+    /// What was asked for, to be compared.
+    request: String,
+    /// As it is defined: with its identity.
+    machine: Machine,
+    pub stage: Stage,
+    pub times: Times,
+    /// Content bytes of the disks.
+    pub bytes: u64,
+    pub written_bytes: u64,
+}
+
+/// What became of a machine.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    pub point: PointId,
+    pub id: MachineId,
+    pub name: String,
+    pub directory: PathBuf,
+    /// It was complete before this run, which left it as it is.
+    pub was_complete: bool,
+    pub times: Times,
+    pub bytes: u64,
+    pub written_bytes: u64,
+}
+
+impl Record {
+    /// The record in a directory, if there is one.
+    ///
+    /// Errors: [`Code::Integrity`] for what is none, [`Code::TooNew`].
+    pub fn read(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(RECORD);
+        let failed = |error| Error::io(format!("cannot read {}", path.display()), error);
+        let length = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let strange = || Error::integrity(format!("{} is no record of a recovery", path.display()));
+        if length > RECORD_MAX {
+            return Err(strange());
+        }
+        let text = std::fs::read(&path).map_err(failed)?;
+        let record: Self = serde_json::from_slice(&text).map_err(|error| strange().because(error))?;
+        if record.version > VERSION {
+            return Err(Error::new(Code::TooNew, format!("{} is of a newer Mainstay", path.display())));
+        }
+        Ok(Some(record))
+    }
+
+    /// The point that is being brought back, whatever `latest` means by now.
+    pub fn point(&self) -> Result<PointId> {
+        self.point.parse().map_err(|()| Error::integrity("the record of a recovery names no point"))
+    }
+
+    fn write(&self, directory: &Path) -> Result<()> {
+        use std::io::Write as _;
+        let (path, new) = (directory.join(RECORD), directory.join(format!("{RECORD}.new")));
+        let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
+        let text = serde_json::to_vec_pretty(self);
+        let text = text.map_err(|error| Error::bug("cannot write a record").because(error))?;
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new);
+        file.and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all())).map_err(failed)?;
+        #[expect(clippy::disallowed_methods, reason = "a record is there whole, or as it was before")]
+        std::fs::rename(&new, &path).map_err(failed)?;
+        sync_directory(directory)
+    }
+}
+
+/// The machine of a point with the documents of its vendor and the variables of its firmware.
+pub fn whole_machine(reader: &PointReader) -> Result<Machine> {
+    let mut machine = machine(reader)?;
+    let find = |name: &str| -> Result<Option<Vec<u8>>> {
+        let found = reader.lookup(&ItemPath::new(name).unwrap_or_default())?;
+        found.filter(|entry| entry.has_body).map(|entry| document(reader, &entry)).transpose()
+    };
+    for kind in [RawKind::LibvirtXml, RawKind::QemuJson] {
+        if let Some(text) = find(kind.item())? {
+            machine.raw = Some(RawDocument { kind, text });
+            break;
+        }
+    }
+    machine.nvram = find(NVRAM)?;
+    Ok(machine)
+}
+
+/// Whether the host can take the machine: errors now rather than when its disks are written.
+///
+/// Errors: [`Code::AlreadyExists`] for a name or an identity that the host has already, [`Code::Unsupported`] for a host
+/// that defines nothing, and those of [`plan_machine`].
+pub fn check_recovery(reader: &PointReader, recovery: &Recovery, host: &dyn Hypervisor) -> Result<Machine> {
+    if !host.caps().define {
+        let what = format!("no machine can be defined on {}", host.name());
+        return Err(Error::new(Code::Unsupported, what)
+            .hint("name a libvirt, or dir:DIRECTORY for machines of plain QEMU"));
+    }
+    let machine = recovery.shape.apply(whole_machine(reader)?, &mut random)?;
+    for listed in host.list()? {
+        if listed.id.0.eq_ignore_ascii_case(&machine.id.0) && recovery.shape.identity == Identity::Same {
+            let what = format!("{} has the machine {} of this identity already", host.name(), listed.name);
+            return Err(Error::new(Code::AlreadyExists, what)
+                .hint("bring it back --in-place, or as a machine with a new identity"));
+        }
+        if listed.name == machine.name {
+            let what = format!("{} has a machine called {} already", host.name(), machine.name);
+            return Err(Error::new(Code::AlreadyExists, what).hint("choose another name"));
+        }
+    }
+    plan_machine(reader, &DiskPlaces::Directory(folder(recovery)))?;
+    Ok(machine)
+}
+
+/// The disks that the shape keeps.
+fn folder(recovery: &Recovery) -> ImageFolder {
+    ImageFolder { disks: recovery.shape.disks.clone(), documents: false, ..recovery.folder.clone() }
+}
+
+/// Brings a machine back, or goes on where an earlier run stopped.
+///
+/// Errors: those of [`check_recovery`], of the disks and of the host; [`Code::Conflict`] when the directory holds another
+/// recovery; [`Code::Refused`] when the guest does not answer or a check fails. What was done stays, and the next run goes
+/// on with it.
+pub fn recover_machine(
+    reader: &PointReader,
+    recovery: &Recovery,
+    host: &dyn Hypervisor,
+    jobs: usize,
+    clock: &dyn Clock,
+    progress: &Arc<dyn Progress>,
+) -> Result<Recovered> {
+    let directory = &recovery.folder.directory;
+    let request = format!("{:?} {:?}", recovery.shape, folder(recovery));
+    let record = match Record::read(directory)? {
+        Some(record) if record.request == request && record.point()? == reader.info().id => record,
+        Some(_) => {
+            let what = format!("{} holds a recovery of another point or shape", directory.display());
+            return Err(Error::new(Code::Conflict, what)
+                .hint("choose another directory, or remove it with the machine it belongs to"));
+        }
+        None => {
+            let machine = check_recovery(reader, recovery, host)?;
+            std::fs::create_dir_all(directory)
+                .map_err(|error| Error::io(format!("cannot make {}", directory.display()), error))?;
+            let (point, times) = (reader.info().id.to_string(), Times::default());
+            let stage = Stage::Begun;
+            Record { version: VERSION, point, request, machine, stage, times, bytes: 0, written_bytes: 0 }
+        }
+    };
+    let was_complete = record.stage == Stage::Complete;
+    let mut run = Run { reader, recovery, host, clock, progress, record };
+    run.go_on(jobs)?;
+    let Record { machine, times, bytes, written_bytes, .. } = run.record;
+    let (point, directory) = (reader.info().id, directory.clone());
+    Ok(Recovered {
+        point,
+        id: machine.id,
+        name: machine.name,
+        directory,
+        was_complete,
+        times,
+        bytes,
+        written_bytes,
+    })
+}
+
+/// A recovery under way.
+struct Run<'a> {
+    reader: &'a PointReader,
+    recovery: &'a Recovery,
+    host: &'a dyn Hypervisor,
+    clock: &'a dyn Clock,
+    progress: &'a Arc<dyn Progress>,
+    record: Record,
+}
+
+impl Run<'_> {
+    fn go_on(&mut self, jobs: usize) -> Result<()> {
+        if self.record.stage == Stage::Begun {
+            self.reached(Stage::Begun)?;
+            let began = self.clock.monotonic();
+            self.write(jobs)?;
+            self.record.times.write += self.since(began);
+            self.reached(Stage::Written)?;
+        }
+        if self.record.stage == Stage::Written {
+            let began = self.clock.monotonic();
+            self.define()?;
+            self.record.times.define += self.since(began);
+            self.reached(Stage::Defined)?;
+        }
+        if self.record.stage == Stage::Defined && self.recovery.start {
+            let began = self.clock.monotonic();
+            if !is_running(self.host, &self.record.machine.id)? {
+                self.host.start(&self.record.machine.id)?;
+            }
+            self.wait()?;
+            self.record.times.start += self.since(began);
+            self.reached(Stage::Started)?;
+        }
+        if self.record.stage < Stage::Complete {
+            let began = self.clock.monotonic();
+            self.check()?;
+            self.record.times.checks += self.since(began);
+            self.reached(Stage::Complete)?;
+        }
+        Ok(())
+    }
+
+    fn reached(&mut self, stage: Stage) -> Result<()> {
+        self.record.stage = stage;
+        self.record.write(&self.recovery.folder.directory)
+    }
+
+    fn since(&self, began: Duration) -> f64 {
+        self.clock.monotonic().saturating_sub(began).as_secs_f64()
+    }
+
+    fn write(&mut self, jobs: usize) -> Result<()> {
+        let folder = folder(self.recovery);
+        for disk in &self.record.machine.disks {
+            // Whatever is there is half of what an earlier run wrote: the record was there before it.
+            remove(&folder.image(&disk.name))?;
+        }
+        let plan = plan_machine(self.reader, &DiskPlaces::Directory(folder))?;
+        let counts = restore_machine(self.reader, &plan, jobs, self.progress)?;
+        (self.record.bytes, self.record.written_bytes) = (plan.bytes(), counts.written_bytes);
+        Ok(())
+    }
+
+    fn define(&mut self) -> Result<()> {
+        let directory = &self.recovery.folder.directory;
+        let captured = whole_machine(self.reader)?;
+        let mut machine = Machine { raw: captured.raw, ..self.record.machine.clone() };
+        if let Firmware::Uefi { nvram, .. } = &mut machine.firmware {
+            // Without its variables the host makes new ones.
+            *nvram = None;
+            if let Some(variables) = &captured.nvram {
+                let path = directory.join(NVRAM);
+                std::fs::write(&path, variables)
+                    .map_err(|error| Error::io(format!("cannot write {}", path.display()), error))?;
+                *nvram = Some(path.display().to_string());
+            }
+        }
+        let place = |name: &String| DiskPlace {
+            name: name.clone(),
+            path: self.recovery.folder.image(name),
+            format: self.recovery.folder.format.name().into(),
+        };
+        let places: Vec<DiskPlace> = machine.disks.iter().map(|disk| place(&disk.name)).collect();
+        for (disk, place) in machine.disks.iter_mut().zip(&places) {
+            (disk.source, disk.format) = (place.path.display().to_string(), place.format.clone());
+        }
+        // The host may call it differently.
+        self.record.machine.id = self.host.define(&machine, &places, false)?;
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        let id = &self.record.machine.id;
+        let limit = match self.recovery.wait {
+            Wait::Nothing => return Ok(()),
+            Wait::Time(time) => time,
+            Wait::Agent => self.recovery.limit,
+        };
+        let began = self.clock.monotonic();
+        while self.clock.monotonic().saturating_sub(began) < limit {
+            self.progress.check()?;
+            if self.recovery.wait == Wait::Agent && guest_answers(self.host, id) {
+                return Ok(());
+            }
+            if !is_running(self.host, id)? {
+                let what = format!("the machine {} ended after its start", self.record.machine.name);
+                return Err(Error::new(Code::Refused, what)
+                    .hint("its console says why; the next run starts it again"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        match self.recovery.wait {
+            Wait::Agent => {
+                let what = format!(
+                    "the agent in {} did not answer within {} s",
+                    self.record.machine.name,
+                    limit.as_secs()
+                );
+                Err(Error::new(Code::Refused, what)
+                    .hint("the machine is left running; run again to go on waiting"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        for line in self.recovery.checks.iter().filter(|_| self.recovery.start) {
+            self.progress.check()?;
+            let status = guest_shell(self.host, &self.record.machine.id, line, self.recovery.limit)?;
+            if status != 0 {
+                let what =
+                    format!("the check {line:?} in {} ended with status {status}", self.record.machine.name);
+                return Err(Error::new(Code::Refused, what)
+                    .hint("the machine is left running; run again to check again"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the host says that the machine runs.
+pub(in crate::vm) fn is_running(host: &dyn Hypervisor, id: &MachineId) -> Result<bool> {
+    let found = host.list()?.into_iter().find(|listed| listed.id == *id);
+    let found = found.ok_or_else(|| {
+        Error::new(Code::NotFound, format!("{} has no machine {} any more", host.name(), id.0))
+    })?;
+    Ok(matches!(found.state, MachineState::Running | MachineState::Paused))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("cannot remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes).map_err(|error| Error::bug(format!("the system gives no random bytes: {error}")))
+}

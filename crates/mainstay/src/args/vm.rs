@@ -20,7 +20,7 @@ pub(crate) enum Vm {
     List(VmList),
     /// Take recovery points of machines, running or shut down
     Backup(VmBackup),
-    /// Write the disks of a machine to image files or a bare disk
+    /// Put a machine back: in place, as a new machine, as image files, over bare disks
     Restore(VmRestore),
     /// Run a machine straight from its point, and bring it home while it runs
     Run(VmRun),
@@ -142,17 +142,41 @@ impl From<Format> for ImageFormat {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  mainstay vm restore web@latest --to /var/lib/libvirt/images/web
-  mainstay vm restore web@latest --disk vda=/dev/sdb       a bare disk, of the same size or another
+  mainstay vm restore web@latest --in-place --host qemu:///system --stop --start
+  mainstay vm restore web@latest --as web2 --host qemu:///system --to /var/lib/libvirt/images/web2 --start
+  mainstay vm restore web@latest --as web --host dir:/srv/machines --to /srv/machines/web      for plain QEMU
+  mainstay vm restore web@latest --to /srv/look --format qcow2   only image files and the machine's description
+  mainstay vm restore web@latest --disk vda=/dev/sdb             a bare disk, of the same size or another
   mainstay vm restore web@latest --to /mnt/x --dry-run
 
 Files of the machine that were backed up after its image are put on the disks (see mainstay backup --machine).
-Single files come back with `mainstay restore web@latest /etc/nginx --to DIR`.")]
+In place, only blocks that differ are written, and a point tagged `undo` is taken first: restoring that point in place
+takes it back. `latest` never means such a point. A restore that was interrupted is finished by the same command; until
+then the disks cannot boot. Many machines at once: `mainstay vm recover`. Single files come back with
+`mainstay restore web@latest /etc/nginx --to DIR`.")]
 pub(crate) struct VmRestore {
     #[arg(help = POINT_HELP)]
     pub point: String,
-    /// Make image files and the machine's description in this directory
-    #[arg(long, value_name = "DIR", required_unless_present = "disk")]
+    /// Write over the machine's present disks; it must be shut down
+    #[arg(long, requires = "host", conflicts_with_all = ["to", "disk"])]
+    pub in_place: bool,
+    /// Shut the machine down first
+    #[arg(long, requires = "in_place")]
+    pub stop: bool,
+    /// Define it as a new machine of this name, with a new identity
+    #[arg(long = "as", value_name = "NAME", requires_all = ["to", "host"], conflicts_with = "in_place")]
+    pub new_name: Option<String>,
+    /// With its own UUID and MAC addresses, because the first one is gone
+    #[arg(long, requires = "new_name")]
+    pub same_identity: bool,
+    /// Start it when it is there
+    #[arg(long, requires = "host")]
+    pub start: bool,
+    /// Where the machine is, or is to be: a libvirt URI such as qemu:///system, or dir:DIRECTORY for plain QEMU
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// Make image files in this directory (and the machine's description, without --as)
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["disk", "in_place"])]
     pub to: Option<PathBuf>,
     /// What the image files are
     #[arg(long, value_enum, default_value = "raw", requires = "to")]
@@ -168,7 +192,7 @@ pub(crate) struct VmRestore {
     /// Say what would be written; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
-    /// Do not ask before a device is written over
+    /// Do not ask before disks are written over
     #[arg(long, short)]
     pub yes: bool,
 }

@@ -72,6 +72,10 @@ pub enum Line {
     MachineRestored(machines::MachineRestored),
     /// Newer files were put on the restored disks of a machine.
     FilesApplied(machines::FilesApplied),
+    /// A machine was put back over its present disks.
+    MachinePutBack(machines::MachinePutBack),
+    /// A machine was brought back as a machine of a host.
+    MachineRecovered(machines::MachineRecovered),
     /// A machine runs from its point.
     MachineRunning(machines::MachineRunning),
     /// A machine that runs from its point was copied home.

@@ -126,6 +126,50 @@ pub struct Written {
     pub bytes: u64,
 }
 
+/// A machine was put back over its present disks.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MachinePutBack {
+    pub point: String,
+    pub workload: String,
+    pub machine: String,
+    pub host: String,
+    /// The point that takes it back.
+    pub undo: String,
+    pub written: Vec<Written>,
+    /// Of the disks.
+    pub bytes: u64,
+    /// Of them differed and were written.
+    pub written_bytes: u64,
+    pub started: bool,
+    pub seconds: f64,
+}
+
+/// A machine was brought back as a machine of a host.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MachineRecovered {
+    pub point: String,
+    pub workload: String,
+    /// How the host calls it.
+    pub machine: String,
+    pub name: String,
+    pub host: String,
+    pub directory: String,
+    /// It was there before this run, which left it as it is; the times are those of then.
+    pub was_complete: bool,
+    pub started: bool,
+    pub write_seconds: f64,
+    pub define_seconds: f64,
+    /// From its start to the end of the wait for it.
+    pub start_seconds: f64,
+    pub check_seconds: f64,
+    /// In all: the measured recovery time.
+    pub seconds: f64,
+    /// Of the disks.
+    pub bytes: u64,
+    /// Of data; the rest is holes.
+    pub written_bytes: u64,
+}
+
 /// A machine runs from its point.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct MachineRunning {

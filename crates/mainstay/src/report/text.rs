@@ -11,7 +11,10 @@ use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
     Totals, Verified, WouldBackUp,
 };
-use super::machines::{Composed, FilesApplied, MachineCaptured, MachineRestored, MachineRunning, Proven};
+use super::machines::{
+    Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineRecovered, MachineRestored,
+    MachineRunning, Proven,
+};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -67,6 +70,8 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::MachineCaptured(captured) => machine_captured(captured),
         Line::MachineRestored(restored) => machine_restored(restored),
         Line::FilesApplied(done) => files_applied(done),
+        Line::MachinePutBack(put) => machine_put_back(put),
+        Line::MachineRecovered(recovered) => machine_recovered(recovered),
         Line::MachineRunning(running) => machine_running(running),
         Line::MachineHome(home) => {
             format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
@@ -178,6 +183,38 @@ fn machine_captured(captured: &MachineCaptured) -> String {
         text.push_str(&format!("  {} · {} · {}{why}\n", clean(&disk.name), bytes(disk.bytes), disk.mode));
     }
     text
+}
+
+fn machine_put_back(put: &MachinePutBack) -> String {
+    let mut text = String::new();
+    for written in &put.written {
+        text.push_str(&format!("  {} → {}\n", clean(&written.item), clean(&written.path)));
+    }
+    let (workload, undo) = (clean(&put.workload), short(&put.undo));
+    let started = if put.started { "started · " } else { "" };
+    text + &format!(
+        "{workload} is as it was at point {}: {} of {} differed · {started}{}\ntake it back: mainstay vm restore \
+         {workload}@{undo} --in-place --host …\n",
+        short(&put.point),
+        bytes(put.written_bytes),
+        bytes(put.bytes),
+        seconds(put.seconds)
+    )
+}
+
+fn machine_recovered(recovered: &MachineRecovered) -> String {
+    let (name, host) = (clean(&recovered.name), clean(&recovered.host));
+    if recovered.was_complete {
+        return format!("{name} is there already, on {host}, and was left as it is\n");
+    }
+    let started = if recovered.started { ", started" } else { "" };
+    format!(
+        "{name} is on {host}{started}: {} restored, {} of it data · {} · {}\n",
+        bytes(recovered.bytes),
+        bytes(recovered.written_bytes),
+        clean(&recovered.directory),
+        seconds(recovered.seconds)
+    )
 }
 
 fn machine_running(running: &MachineRunning) -> String {

@@ -2,8 +2,10 @@
 
 mod backup;
 mod hosts;
+mod in_place;
 mod list;
 mod newer;
+mod recreate;
 mod restore;
 mod run;
 

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
-use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, plan_machine, restore_machine};
+use mainstay_engine::vm::{
+    DiskPlaces, ImageFolder, KIND, MachinePlan, UNDO_TAG, plan_machine, restore_machine,
+};
+use mainstay_repository::{PointInfo, PointReader, Repository};
 
 use super::super::Done;
-use super::newer;
+use super::{in_place, newer, recreate};
 use crate::args::VmRestore;
 use crate::report::human::bytes;
 use crate::report::lines::{Line, WouldDo};
@@ -15,15 +18,14 @@ use crate::report::machines::{MachineRestored, Written};
 use crate::session::Session;
 
 pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
-    let places = places(arguments, session)?;
-    let repository = session.open()?;
-    let points = repository.points()?;
-    let (point, files) = newer::find(&arguments.point, arguments.image_only, &points, session)?;
-    if point.workload.kind.0 != KIND {
-        let what = format!("point {} of {} is not of a machine", point.id, point.workload.name);
-        return Err(Error::new(Code::Usage, what).hint("mainstay restore brings files back"));
+    if arguments.in_place {
+        return in_place::run(arguments, session);
     }
-    let reader = repository.read(&point.id)?;
+    if arguments.new_name.is_some() {
+        return recreate::run(arguments, session);
+    }
+    let places = places(arguments, session)?;
+    let Opened { repository, reader, files } = open(&arguments.point, arguments.image_only, session)?;
     let plan = plan_machine(&reader, &places)?;
     newer::check(&reader, &plan, &files, session)?;
     if arguments.dry_run {
@@ -49,6 +51,55 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
         seconds: session.seconds_since(began),
     }));
     newer::apply(&repository, &plan, files, &arguments.inside, session)
+}
+
+/// The point of a machine, and those of newer files that belong on its disks.
+pub(super) struct Opened {
+    pub(super) repository: Repository,
+    pub(super) reader: PointReader,
+    pub(super) files: Vec<PointInfo>,
+}
+
+impl Opened {
+    /// For ways of restoring that put no newer files on the disks.
+    ///
+    /// Errors: [`Code::Unsupported`] when there are some.
+    pub(super) fn without_files(self) -> Result<(Repository, PointReader)> {
+        if self.files.is_empty() {
+            return Ok((self.repository, self.reader));
+        }
+        let what = "the machine has newer files, which are put on disks only by a restore --to a directory or --disk";
+        Err(Error::new(Code::Unsupported, what).hint("--image-only restores the image without them"))
+    }
+}
+
+pub(super) fn open(text: &str, image_only: bool, session: &mut Session) -> Result<Opened> {
+    let repository = session.open()?;
+    let points = repository.points()?;
+    let (point, files) = find(text, image_only, &points, session)?;
+    let reader = repository.read(&point.id)?;
+    Ok(Opened { repository, reader, files })
+}
+
+/// Finds the point of a machine. One that takes a restore back is meant only when it is named by its id: `latest` of a
+/// machine is what was captured last, whatever was put back since.
+pub(super) fn find(
+    text: &str,
+    image_only: bool,
+    points: &[PointInfo],
+    session: &Session,
+) -> Result<(PointInfo, Vec<PointInfo>)> {
+    let undo =
+        |point: &PointInfo| point.workload.kind.0 == KIND && point.tags.iter().any(|tag| tag == UNDO_TAG);
+    let captured: Vec<PointInfo> = points.iter().filter(|point| !undo(point)).cloned().collect();
+    let found = newer::find(text, image_only, &captured, session);
+    let found = found.or_else(|error| newer::find(text, image_only, points, session).map_err(|_same| error));
+    let (point, files) = found?;
+    if point.workload.kind.0 != KIND {
+        let what = format!("point {} of {} is not of a machine", point.id, point.workload.name);
+        return Err(Error::new(Code::Usage, what).hint("mainstay restore brings files back"));
+    }
+    Ok((point, files))
 }
 
 fn places(arguments: &VmRestore, session: &Session) -> Result<DiskPlaces> {

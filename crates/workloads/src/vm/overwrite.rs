@@ -10,6 +10,9 @@ use std::time::Duration;
 use mainstay_core::{Blocks, Code, Error, Extent, Result};
 use mainstay_nbd::{Address, Client, Remote, WritableBlocks};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use super::image_lock;
 use super::run_dir::tag;
 use crate::process::Program;
@@ -24,10 +27,15 @@ const LIMIT: Duration = Duration::from_secs(600);
 const ENDS: u32 = 600;
 const END_PAUSE: Duration = Duration::from_millis(50);
 
+/// A server whose client died lets go of the image a moment later.
+const PATIENCE: u32 = 60;
+
 /// An image that is written in place. Let go with [`Overwrite::close`], so that the machine can be started.
 pub struct Overwrite {
     remote: Remote,
     path: PathBuf,
+    /// `qemu-nbd` keeps machines away, but not another one of its kind.
+    lock: File,
 }
 
 impl Overwrite {
@@ -40,6 +48,7 @@ impl Overwrite {
             let what = format!("images of the format {format} are not written in place");
             return Err(Error::new(Code::Unsupported, what).hint("restore as a new machine: --as NAME"));
         }
+        let lock = alone(path)?;
         let socket = scratch.join(format!("mainstay-{:016x}", tag()));
         let serve = Program::new("qemu-nbd", OPEN);
         let serve =
@@ -49,36 +58,55 @@ impl Overwrite {
             let said = error.chain().join(": ");
             match error.code() {
                 Code::Unsupported => error.hint("install QEMU's tools: the program qemu-nbd"),
-                _ if said.contains("lock") => {
-                    Error::new(Code::Conflict, format!("{} is in use", path.display()))
-                        .because(error)
-                        .hint("shut the machine down: --stop does it")
-                }
+                _ if said.contains("lock") => in_use(path).because(error),
                 _ => error.during(format!("cannot open {}", path.display())),
             }
         })?;
         let opened = Client::new(Address::Unix(socket.clone()), "disk").limit(LIMIT).blocks(None);
         // Nobody else is to come.
         let _removed = std::fs::remove_file(&socket);
-        Ok(Self { remote: opened?, path: path.to_owned() })
+        Ok(Self { remote: opened?, path: path.to_owned(), lock })
     }
 
     /// Makes everything durable and waits until nobody holds the image any more.
     pub fn close(self) -> Result<()> {
         self.remote.flush()?;
-        let Self { remote, path } = self;
+        let Self { remote, path, lock } = self;
         drop(remote);
-        let file =
-            File::open(&path).map_err(|error| Error::io(format!("cannot open {}", path.display()), error))?;
-        for _look in 0..ENDS {
-            if image_lock::is_free(&file).unwrap_or(true) {
-                return Ok(());
-            }
-            std::thread::sleep(END_PAUSE);
+        if is_soon_free(&lock, ENDS) {
+            return Ok(());
         }
         let what = format!("{} is written, but qemu-nbd does not let go of it", path.display());
         Err(Error::new(Code::Io, what))
     }
+}
+
+/// Waits until nobody uses the image, and keeps others like us away from it.
+fn alone(path: &Path) -> Result<File> {
+    let file =
+        File::open(path).map_err(|error| Error::io(format!("cannot open {}", path.display()), error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(in_use(path)),
+        Err(errno) => Err(Error::io(format!("cannot lock {}", path.display()), errno.into())),
+        Ok(()) if is_soon_free(&file, PATIENCE) => Ok(file),
+        Ok(()) => Err(in_use(path)),
+    }
+}
+
+fn is_soon_free(file: &File, looks: u32) -> bool {
+    for _look in 0..looks {
+        // A file system without such locks has no users that keep to them.
+        if image_lock::is_free(file).unwrap_or(true) {
+            return true;
+        }
+        std::thread::sleep(END_PAUSE);
+    }
+    false
+}
+
+fn in_use(path: &Path) -> Error {
+    Error::new(Code::Conflict, format!("{} is in use", path.display()))
+        .hint("shut the machine down: --stop does it")
 }
 
 impl Blocks for Overwrite {

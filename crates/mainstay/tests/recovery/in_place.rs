@@ -133,7 +133,7 @@ fn undo_of(web: &Web) -> String {
     let lines = points.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let undo =
         lines.filter(|line| line["tags"].as_array().is_some_and(|tags| tags.iter().any(|tag| tag == "undo")));
-    format!("web@{}", undo.last().unwrap()["point"].as_str().unwrap())
+    format!("web@{}", undo.next_back().unwrap()["point"].as_str().unwrap())
 }
 
 #[test]

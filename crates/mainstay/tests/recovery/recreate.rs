@@ -1,1 +1,1 @@
-
+//! `vm restore --as`.

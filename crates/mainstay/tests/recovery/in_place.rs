@@ -131,7 +131,7 @@ fn a_restore_that_is_killed_leaves_no_machine_that_boots_and_the_next_run_finish
 fn undo_of(web: &Web) -> String {
     let points = web.user.run(&["points", "--json"]);
     let lines = points.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let undo =
+    let mut undo =
         lines.filter(|line| line["tags"].as_array().is_some_and(|tags| tags.iter().any(|tag| tag == "undo")));
     format!("web@{}", undo.next_back().unwrap()["point"].as_str().unwrap())
 }

@@ -75,7 +75,7 @@ impl Folder {
 
     /// The monitor of a machine that runs by its script.
     fn monitor(&self, machine: &MachineId) -> Result<Qmp> {
-        Qmp::connect(&self.path.join(&machine.0).join(MONITOR))
+        Qmp::connect(&self.path.join(&machine.0).join(MONITOR).into())
     }
 
     /// The script that starts a machine.
@@ -298,7 +298,7 @@ impl Hypervisor for Folder {
         arguments: Value,
         limit: Duration,
     ) -> Result<Value> {
-        Agent::connect(&self.path.join(&machine.0).join(AGENT))?.run(command, arguments, limit)
+        Agent::connect(&self.path.join(&machine.0).join(AGENT).into())?.run(command, arguments, limit)
     }
 
     fn sweep(&self) -> Result<Swept> {

@@ -23,8 +23,8 @@ use std::time::Duration;
 use mainstay_core::{Clock, Code, Error, Result};
 use serde_json::{Value, json};
 
-use super::endpoint::Endpoint;
 use super::agent::Agent;
+use super::endpoint::Endpoint;
 use super::guard::GuardProgram;
 use super::hypervisor::{
     BitmapSeen, Caps, DiskPlace, DiskSummary, Hypervisor, MachineId, MachineSnapshot, MachineState,

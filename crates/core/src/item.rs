@@ -245,6 +245,8 @@ pub enum Body {
     None,
     /// Read from front to back, cut along its content.
     Stream(Box<dyn Open>),
+    /// Read from front to back, cut at fixed places: made of pages that change where they are.
+    Pages(Box<dyn Open>),
     /// Random access and changed extents: a device or a page file.
     Blocks(Box<dyn Blocks>),
 }

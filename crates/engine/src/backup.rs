@@ -83,6 +83,7 @@ pub fn backup(
         roots: roots(&request.files),
         tags: request.tags.clone(),
         reread_one_in: request.reread_one_in,
+        any_order: false,
         parent: if request.full { Parent::None } else { Parent::Latest },
         progress: Arc::clone(progress),
         jobs: request.jobs,

@@ -59,6 +59,7 @@ pub(crate) fn take(
         roots: vec![root_text(&plan.root)],
         tags: Vec::new(),
         reread_one_in: 0,
+        any_order: false,
         parent: Parent::None,
         progress: Arc::clone(progress),
         jobs: 2,

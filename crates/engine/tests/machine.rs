@@ -124,6 +124,7 @@ fn store_point(repository: &Repository, kind: &str, source: impl Source + 'stati
         roots: vec![],
         tags: vec![],
         reread_one_in: 0,
+        any_order: false,
         parent: Parent::None,
         progress: Arc::new(Silent),
         jobs: 1,

@@ -107,6 +107,7 @@ pub(crate) fn try_backup(repository: &Repository, content: &[u8]) -> Result<Id16
         roots: Vec::new(),
         tags: Vec::new(),
         reread_one_in: 0,
+        any_order: false,
         parent: Parent::Latest,
         progress: Arc::new(Silent),
         jobs: 1,

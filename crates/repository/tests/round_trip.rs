@@ -7,7 +7,10 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{Bench, backup, compare, copy, large_items, open, options, request, restore, try_backup};
-use mainstay_core::{BlobStore as _, Code, Event, ItemPath, Progress, Silent, SkipReason, Stamp};
+use mainstay_core::{
+    BlobStore as _, Body, Code, Event, ItemPath, Next, Progress, Silent, SkipReason, Source as _, Stamp,
+    Target as _,
+};
 use mainstay_repository::{GcOptions, Options, Repository, Tuning, Unlock, VerifyScope, WriteRequest};
 use mainstay_testkit::{Part, Rng, TestItem, VecSource, for_each_seed, random_items};
 
@@ -206,4 +209,54 @@ fn the_end_of_a_backup_looks_at_no_other_point() {
     let point = copy(Box::new(VecSource::new(items())), target).unwrap();
     let made = repository.points().unwrap().into_iter().find(|made| made.id == point).unwrap();
     assert_eq!((made.sequence, made.parent), (3, last.map(|last| last.id)));
+}
+
+#[test]
+fn items_in_any_order_make_the_point_that_sorted_ones_make() {
+    for_each_seed(10, |seed| {
+        let bench = Bench::new(seed);
+        let items = random_items(seed, 60);
+        let mut shuffled = items.clone();
+        let mut rng = Rng::new(seed);
+        for last in (1..shuffled.len()).rev() {
+            shuffled.swap(last, rng.below(last + 1));
+        }
+        let write = |items: Vec<TestItem>, any_order| {
+            let request = WriteRequest { any_order, ..request(1) };
+            copy(Box::new(VecSource::new(items)), Box::new(bench.repository.write(request)?))
+        };
+        let point = write(shuffled.clone(), true).unwrap();
+        compare(&items, &restore(&open(&bench), &point));
+        let report =
+            bench.repository.verify(&VerifyScope { read_data: true, ..VerifyScope::default() }, &Silent);
+        assert_eq!(report.unwrap().problems, Vec::<String>::new());
+        // Unless it is asked for, nothing is put where a reader would not find it.
+        assert_eq!(write(shuffled.clone(), false).unwrap_err().code(), Code::Bug);
+        shuffled.push(items[0].clone());
+        assert_eq!(write(shuffled, true).unwrap_err().code(), Code::Bug);
+    });
+}
+
+#[test]
+fn a_page_that_changes_where_it_is_costs_little_more_than_itself() {
+    let bench = Bench::new(5);
+    let mut bytes = Rng::new(5).bytes(4 << 20);
+    let new_bytes = |bytes: &[u8]| {
+        let item = TestItem::file(ItemPath::new("base/1/2").unwrap(), vec![Part::Bytes(bytes.to_vec())]);
+        let mut target = Box::new(bench.repository.write(request(1)).unwrap());
+        let mut source = VecSource::new(vec![item.clone()]);
+        while let Next::Item(mut item) = source.next().unwrap() {
+            let Body::Stream(open) = item.body else { unreachable!() };
+            item.body = Body::Pages(open);
+            target.put(*item).unwrap();
+        }
+        let (receipt, point) = target.finish(&source.seal().unwrap()).unwrap();
+        compare(&[item], &restore(&open(&bench), &point));
+        receipt.counts.new_bytes
+    };
+    assert_eq!(new_bytes(&bytes), 4 << 20);
+    for page in [3, 100, 511] {
+        bytes[page * 8192 + 77] ^= 1;
+    }
+    assert_eq!(new_bytes(&bytes), 3 * (16 << 10));
 }

@@ -110,7 +110,7 @@ pub fn read_body(body: &Body) -> Result<(Vec<u8>, StreamEnd)> {
             bytes.resize(usize::try_from(blocks.size()).unwrap_or(usize::MAX), 0);
             blocks.read_at(0, &mut bytes)?;
         }
-        Body::Stream(open) => {
+        Body::Stream(open) | Body::Pages(open) => {
             let mut reader = open.open()?;
             let mut buffer = vec![0xaa; 64 << 10];
             loop {

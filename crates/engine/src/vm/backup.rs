@@ -85,6 +85,7 @@ pub fn backup_machine(
         roots: vec![root_of(&machine.id)],
         tags: request.tags.clone(),
         reread_one_in: request.reread_one_in,
+        any_order: false,
         parent: parent.map_or(Parent::None, |parent| Parent::Point(parent.id)),
         progress: Arc::clone(progress),
         jobs: request.jobs,

@@ -227,7 +227,7 @@ impl MachineTarget {
 
     fn write_document(&mut self, item: &Item, goal: &Goal) -> Result<()> {
         let failed = |error| Error::io(format!("cannot write {}", goal.path.display()), error);
-        let Body::Stream(open) = &item.body else { return Ok(()) };
+        let (Body::Stream(open) | Body::Pages(open)) = &item.body else { return Ok(()) };
         let mut stream = open.open()?;
         let mut text = Vec::new();
         let mut buffer = vec![0; 64 << 10];

@@ -142,6 +142,16 @@ impl RecipeBuilder {
     }
 }
 
+/// Pages that change where they are: a multiple of every page size of a database, small enough that a changed one costs
+/// little.
+const PAGES_BYTES: usize = 16 << 10;
+
+#[derive(Clone, Copy)]
+enum Cuts {
+    AlongContent,
+    Fixed,
+}
+
 /// Reads whole bodies through one buffer.
 pub(crate) struct ContentReader {
     pub(super) cutter: Cutter,
@@ -184,7 +194,27 @@ impl ContentReader {
 
     pub(crate) fn stream(
         &mut self,
+        reader: Box<dyn StreamReader>,
+        ingest: &mut Ingest,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
+        self.front_to_back(reader, Cuts::AlongContent, ingest, watch)
+    }
+
+    /// As [`ContentReader::stream`], cut at multiples of [`PAGES_BYTES`].
+    pub(crate) fn pages(
+        &mut self,
+        reader: Box<dyn StreamReader>,
+        ingest: &mut Ingest,
+        watch: Watch<'_>,
+    ) -> Result<Outcome> {
+        self.front_to_back(reader, Cuts::Fixed, ingest, watch)
+    }
+
+    fn front_to_back(
+        &mut self,
         mut reader: Box<dyn StreamReader>,
+        cuts: Cuts,
         ingest: &mut Ingest,
         watch: Watch<'_>,
     ) -> Result<Outcome> {
@@ -200,12 +230,12 @@ impl ContentReader {
                 Piece::Data(length) => {
                     held += length.min(space.len());
                     if held + self.profile.max > self.buffer.len() {
-                        held = self.cut(held, false, &mut recipe, ingest)?;
+                        held = self.cut(held, (cuts, false), &mut recipe, ingest)?;
                         watch(Moved { done: recipe.bytes(), read: recipe.bytes() }, ingest)?;
                     }
                 }
                 Piece::Hole(length) => {
-                    self.cut(held, true, &mut recipe, ingest)?;
+                    self.cut(held, (cuts, true), &mut recipe, ingest)?;
                     held = 0;
                     recipe.zeros(Run::Hole(length), ingest)?;
                     watch(Moved { done: recipe.bytes(), read: recipe.bytes() }, ingest)?;
@@ -213,7 +243,7 @@ impl ContentReader {
                 Piece::End => break,
             }
         }
-        self.cut(held, true, &mut recipe, ingest)?;
+        self.cut(held, (cuts, true), &mut recipe, ingest)?;
         let end = match reader.finish() {
             Ok(end) => end,
             Err(error) => return Ok(Outcome::Unreadable(error)),
@@ -227,14 +257,17 @@ impl ContentReader {
     fn cut(
         &mut self,
         held: usize,
-        last: bool,
+        (cuts, last): (Cuts, bool),
         recipe: &mut RecipeBuilder,
         ingest: &mut Ingest,
     ) -> Result<usize> {
         let mut start = 0;
         while start < held && (last || held - start >= self.profile.max) {
             let data = self.buffer.get(start..held).unwrap_or_default();
-            let length = self.cutter.cut(data);
+            let length = match cuts {
+                Cuts::AlongContent => self.cutter.cut(data),
+                Cuts::Fixed => data.len().min(PAGES_BYTES),
+            };
             put(data.get(..length).unwrap_or_default(), recipe, ingest)?;
             start += length.max(1);
         }

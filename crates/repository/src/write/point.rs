@@ -1,6 +1,6 @@
 //! The target that makes a recovery point.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use mainstay_core::{
@@ -40,6 +40,8 @@ pub struct WriteRequest {
     pub reread_one_in: u32,
     pub parent: Parent,
     pub progress: Arc<dyn Progress>,
+    /// Items may come in any order. All of them are read, and what is known of them is kept in memory until the end.
+    pub any_order: bool,
     /// Threads that compress and seal. 0: no thread is started at all, and storing is the caller's too.
     pub jobs: usize,
 }
@@ -67,6 +69,8 @@ pub struct PointWriter {
     parent: Option<(PointId, Arc<Loaded>)>,
     previous: Previous,
     last_path: Option<ItemPath>,
+    /// Waiting for the others, where items may come in any order.
+    waiting: BTreeMap<Vec<u8>, StoredItem>,
     /// Recipes of inodes that have several paths.
     links: HashMap<HardLink, Recipe>,
     counts: Counts,
@@ -164,6 +168,7 @@ impl PointWriter {
             points,
             parent,
             last_path: None,
+            waiting: BTreeMap::new(),
             links: HashMap::new(),
             counts: Counts::default(),
             started: shared.clock.now(),
@@ -175,7 +180,8 @@ impl PointWriter {
 
     fn put_item(&mut self, mut item: Item) -> Result<()> {
         self.request.progress.check()?;
-        if self.last_path.as_ref().is_some_and(|last| *last >= item.path) {
+        let is_behind = self.last_path.as_ref().is_some_and(|last| *last >= item.path);
+        if is_behind && !self.request.any_order {
             return Err(Error::bug(format!("the source yielded {} out of order", item.path)));
         }
         match fit(&mut item) {
@@ -190,7 +196,7 @@ impl PointWriter {
         }
         let Item { path, metadata, stamp, body } = item;
         let key = path_key(&path);
-        let previous = self.previous.find(&key)?;
+        let previous = if self.request.any_order { None } else { self.previous.find(&key)? };
         let plan = self.plan(&key, &metadata, &stamp, &body, previous)?;
         let blocks = matches!(body, ItemBody::Blocks(_));
         self.request.progress.event(&Event::Item(&path));
@@ -356,6 +362,10 @@ impl PointWriter {
                 Ok(reader) => content.stream(reader, ingest, &mut watch),
                 Err(error) => Ok(Outcome::Unreadable(error)),
             },
+            ItemBody::Pages(open) => match open.open() {
+                Ok(reader) => content.pages(reader, ingest, &mut watch),
+                Err(error) => Ok(Outcome::Unreadable(error)),
+            },
             ItemBody::Blocks(blocks) => content.blocks(blocks.as_ref(), before, ingest, &mut watch),
             ItemBody::None => Err(Error::bug("an item without content is read")),
         }
@@ -376,6 +386,16 @@ impl PointWriter {
         self.counts.items += 1;
         self.counts.bytes += recipe.bytes();
         let item = StoredItem { metadata, stamp, changed_while_read, blocks, recipe };
+        if !self.request.any_order {
+            return self.push(key, &item);
+        }
+        match self.waiting.insert(key.to_vec(), item) {
+            None => Ok(()),
+            Some(_) => Err(Error::bug("the source yielded an item twice")),
+        }
+    }
+
+    fn push(&mut self, key: &[u8], item: &StoredItem) -> Result<()> {
         self.items.push(key, &|out, groups| item.encode(out, groups), &mut MetaSink(&mut self.ingest))
     }
 
@@ -421,6 +441,9 @@ impl Target for PointWriter {
     fn finish(self: Box<Self>, captured: &Captured) -> Result<(Receipt, PointId)> {
         let mut this = *self;
         this.request.progress.event(&Event::Phase(mainstay_core::Phase::Finishing));
+        for (key, item) in std::mem::take(&mut this.waiting) {
+            this.push(&key, &item)?;
+        }
         let items = this.items.finish(&mut MetaSink(&mut this.ingest))?;
         let skips = this.skips.finish(&mut MetaSink(&mut this.ingest))?;
         let draft = Draft {

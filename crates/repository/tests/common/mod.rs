@@ -69,6 +69,7 @@ pub(crate) fn request(number: u8) -> WriteRequest {
         roots: vec!["/".into()],
         tags: Vec::new(),
         reread_one_in: 0,
+        any_order: false,
         parent: Parent::Latest,
         progress: Arc::new(Silent),
         jobs: 2,

@@ -202,7 +202,7 @@ impl Worker {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR).map_err(unwritable)?;
         let bytes = match &item.body {
-            Body::Stream(open) => {
+            Body::Stream(open) | Body::Pages(open) => {
                 let stream = open.open().map_err(|error| Trouble(SkipReason::Unreadable, error))?;
                 self.fill(&file, stream, &item.path)?
             }

@@ -3,8 +3,9 @@
 
 pub mod armed;
 pub mod files;
+pub mod postgres;
 pub mod process;
 pub mod vm;
 
 /// The kinds of workload that this build knows, by the name that recovery points carry.
-pub const WORKLOADS: &[&str] = &[files::KIND, vm::KIND];
+pub const WORKLOADS: &[&str] = &[files::KIND, postgres::KIND, vm::KIND];

@@ -1,0 +1,22 @@
+//! PostgreSQL: a cluster read over its own replication protocol, its write-ahead log followed, and both given back.
+//!
+//! Only the protocol is spoken, so Mainstay runs beside the server or far from it; of its programs none is needed to back
+//! up. Servers from version 15 on: before it, base backups came as several streams.
+
+mod address;
+mod base;
+mod cluster;
+mod lsn;
+mod tar;
+mod wal;
+mod wire;
+
+pub use address::{Address, Place};
+pub use base::{BaseBackup, BaseRequest, CLUSTER, DATA, MANIFEST, TABLESPACES};
+pub use cluster::{Cluster, Tablespace};
+pub use lsn::Lsn;
+pub use wal::{WalRequest, WalStream};
+pub use wire::{Connection, Rows};
+
+/// What points of clusters are called.
+pub const KIND: &str = "postgres";

@@ -1,0 +1,201 @@
+//! The write-ahead log as it is written: `START_REPLICATION … PHYSICAL` of the replication protocol, acknowledged once it is
+//! durable, so that a server waits for it if it is told to (`synchronous_standby_names`).
+
+use std::time::Duration;
+
+use bytes::Buf as _;
+use mainstay_core::{Change, ChangeStream, Clock, Code, Error, Position, Result, Time};
+
+use super::lsn::Lsn;
+use super::wire::{Connection, Message, Then};
+
+/// How long `next` waits for something to come.
+const WAIT: Duration = Duration::from_millis(100);
+/// The server hears from us so often even when there is nothing to tell; it gives up after `wal_sender_timeout`, a minute
+/// unless set otherwise.
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// PostgreSQL counts from 2000-01-01.
+const EPOCH_SECONDS: i64 = 946_684_800;
+
+#[derive(Clone, Debug)]
+pub struct WalRequest {
+    /// The slot that keeps what was not acknowledged at the server. It must exist: [`WalStream::create_slot`].
+    pub slot: Option<String>,
+    pub timeline: u32,
+    pub from: Lsn,
+}
+
+/// What follows when the server says that a timeline has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch {
+    pub timeline: u32,
+    pub at: Lsn,
+}
+
+/// A log that is followed.
+pub struct WalStream {
+    connection: Connection,
+    at: Lsn,
+    durable: Lsn,
+    told: Option<Duration>,
+    clock: std::sync::Arc<dyn Clock>,
+    switch: Option<Switch>,
+}
+
+impl WalStream {
+    /// Makes a physical replication slot that keeps the log from now on; no error when it is there already.
+    pub fn create_slot(connection: &mut Connection, name: &str) -> Result<()> {
+        check_slot(name)?;
+        match connection.query(&format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL (RESERVE_WAL true)")) {
+            Err(error) if error.chain().iter().any(|line| line.contains("42710")) => Ok(()),
+            made => made.map(drop),
+        }
+    }
+
+    /// Errors: [`Code::NotFound`] when the server no longer has the log from there on.
+    pub fn start(
+        mut connection: Connection,
+        request: &WalRequest,
+        clock: std::sync::Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let slot = match &request.slot {
+            Some(name) => {
+                check_slot(name)?;
+                format!("SLOT \"{name}\" ")
+            }
+            None => String::new(),
+        };
+        let command =
+            format!("START_REPLICATION {slot}PHYSICAL {} TIMELINE {}", request.from, request.timeline);
+        let (sets, then) = connection.ask(&command)?;
+        let switch = if then == Then::Copy { None } else { sets.iter().rev().find_map(|rows| switch(rows)) };
+        if then != Then::Copy && switch.is_none() {
+            return Err(connection.broken("it does not send its log"));
+        }
+        connection.wait_at_most(WAIT)?;
+        Ok(Self { connection, at: request.from, durable: request.from, told: None, clock, switch })
+    }
+
+    /// The timeline that follows, once this one has ended. [`ChangeStream::next`] yields nothing more then.
+    pub fn switch(&self) -> Option<Switch> {
+        self.switch
+    }
+
+    /// Up to where everything came.
+    pub fn at(&self) -> Lsn {
+        self.at
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        let mut message = vec![b'd', 0, 0, 0, 38, b'r'];
+        for lsn in [self.at, self.durable, Lsn(0)] {
+            message.extend_from_slice(&lsn.0.to_be_bytes());
+        }
+        message.extend_from_slice(&server_time(self.clock.now()).to_be_bytes());
+        message.push(0);
+        self.told = Some(self.clock.monotonic());
+        self.connection.send(&message)
+    }
+
+    fn take(&mut self, mut body: bytes::Bytes) -> Result<Option<Change>> {
+        let short = |_short| Error::integrity("the server sent a message that is cut short");
+        match body.try_get_u8().map_err(short)? {
+            b'w' => {
+                let start = Lsn(body.try_get_u64().map_err(short)?);
+                let _server_end = body.try_get_u64().map_err(short)?;
+                let time = body.try_get_i64().map_err(short)?;
+                if start != self.at || body.is_empty() || body.len() > Change::BYTES_MAX {
+                    return Err(self
+                        .connection
+                        .broken(format!("it went on at {start} and not at {}", self.at)));
+                }
+                let end = Lsn(start
+                    .0
+                    .checked_add(body.len() as u64)
+                    .ok_or_else(|| Error::integrity("the server sent a log beyond its end"))?);
+                self.at = end;
+                Ok(Some(Change {
+                    start: start.position(),
+                    end: end.position(),
+                    time: Some(our_time(time)),
+                    bytes: body.to_vec(),
+                }))
+            }
+            b'k' => {
+                let (_end, _time) = (body.try_get_u64().map_err(short)?, body.try_get_i64().map_err(short)?);
+                if body.try_get_u8().map_err(short)? != 0 {
+                    self.tell()?;
+                }
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl ChangeStream for WalStream {
+    fn next(&mut self) -> Result<Option<Change>> {
+        if self.switch.is_some() {
+            return Ok(None);
+        }
+        let silent = self.told.map(|told| self.clock.monotonic().saturating_sub(told));
+        if silent.is_none_or(|silent| silent >= STATUS_EVERY) {
+            self.tell()?;
+        }
+        let Some(Message { tag, body }) = self.connection.try_message()? else { return Ok(None) };
+        match tag {
+            b'd' => self.take(body),
+            b'c' => {
+                // The end of the timeline: what comes next is told after we say that we have understood.
+                self.connection.send(&[b'c', 0, 0, 0, 4])?;
+                self.connection.wait_at_most(Duration::from_secs(60))?;
+                let (sets, _) = self.connection.answers()?;
+                self.switch = sets.iter().rev().find_map(|rows| switch(rows));
+                match self.switch {
+                    Some(_) => Ok(None),
+                    None => Err(self.connection.broken("it ended its log and is going down")),
+                }
+            }
+            b'E' => {
+                let error = self.connection.refused(&body);
+                let gone = error.chain().iter().any(|line| line.contains("58P01"));
+                Err(if gone {
+                    error.hint("the server has deleted this part of its log: take a new backup")
+                } else {
+                    error
+                })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        let durable = Lsn::from_position(durable).ok_or_else(|| Error::bug("a position of another log"))?;
+        self.durable = self.durable.max(durable);
+        self.tell()
+    }
+}
+
+fn check_slot(name: &str) -> Result<()> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if (1..=63).contains(&name.len()) && name.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Usage, format!("a replication slot cannot be called {name:?}"))
+        .hint("use lower-case letters, digits and _, at most 63"))
+}
+
+/// The next timeline and where it begins, as the server answers.
+fn switch(rows: &[Vec<Option<String>>]) -> Option<Switch> {
+    let [Some(timeline), Some(at), ..] = rows.first()?.as_slice() else { return None };
+    Some(Switch { timeline: timeline.parse().ok()?, at: at.parse().ok()? })
+}
+
+/// Microseconds since 2000 as a time.
+fn our_time(server: i64) -> Time {
+    Time::from_seconds(EPOCH_SECONDS).plus(Duration::from_micros(u64::try_from(server).unwrap_or(0)))
+}
+
+fn server_time(time: Time) -> i64 {
+    (time.0 - Time::from_seconds(EPOCH_SECONDS).0) / 1000
+}

@@ -6,6 +6,7 @@ pub mod copy;
 pub mod find;
 pub mod follow;
 mod mirror;
+pub mod postgres;
 pub mod restore;
 pub mod retention;
 pub mod status;

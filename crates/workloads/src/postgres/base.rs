@@ -11,6 +11,7 @@ use mainstay_core::{
 use super::cluster::{Cluster, Tablespace};
 use super::lsn::Lsn;
 use super::tar::{self, BLOCK, Content, Member};
+use super::wal::WalStream;
 use super::wire::{Connection, Message, Then, texts};
 
 /// Directories of a point: the data directory, and each other tablespace under its number.
@@ -34,12 +35,17 @@ pub struct BaseBackup {
     shared: Arc<Mutex<Stream>>,
     cluster: Cluster,
     clock: Arc<dyn Clock>,
-    /// Yielded before the archives' own members.
-    waiting: Vec<Item>,
+    /// Whom the first member belongs to, and with it the directories that are in no archive.
+    owner: Option<Owner>,
+    /// Yielded after the archives' own members.
+    last: Vec<Item>,
     /// The member now at work.
     number: u64,
     state: State,
 }
+
+/// User and group, by number and by name.
+type Owner = (u32, u32, Vec<u8>, Vec<u8>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -97,13 +103,6 @@ impl BaseBackup {
                 cluster.tablespaces.push(Tablespace { oid, location: location.clone() });
             }
         }
-        let mut waiting = vec![directory(DATA)?];
-        if !cluster.tablespaces.is_empty() {
-            waiting.push(directory(TABLESPACES)?);
-        }
-        for space in &cluster.tablespaces {
-            waiting.push(directory(&format!("{TABLESPACES}/{}", space.oid))?);
-        }
         let stream = Stream {
             connection,
             data: Bytes::new(),
@@ -114,7 +113,7 @@ impl BaseBackup {
             padding: 0,
         };
         let shared = Arc::new(Mutex::new(stream));
-        Ok(Self { shared, cluster, clock, waiting, number: 0, state: State::Between })
+        Ok(Self { shared, cluster, clock, owner: None, last: Vec::new(), number: 0, state: State::Between })
     }
 
     /// The cluster as far as it is known by now: where the backup starts, not where it ends.
@@ -134,6 +133,7 @@ impl BaseBackup {
             return Ok(None);
         };
         self.number += 1;
+        self.owner.get_or_insert_with(|| (member.uid, member.gid, member.user.clone(), member.group.clone()));
         (stream.number, stream.left, stream.padding) = (self.number, member.size, member.padding());
         drop(stream);
         self.item(space, member).map(Some)
@@ -198,15 +198,21 @@ impl BaseBackup {
             found.ok_or_else(|| stream.connection.broken("it does not say where the backup ends"))?;
         drop(stream);
         (self.cluster.end, self.cluster.end_timeline) = (end, timeline);
+        let mut directories = vec![DATA.to_owned()];
+        if !self.cluster.tablespaces.is_empty() {
+            directories.push(TABLESPACES.to_owned());
+        }
+        let spaces = self.cluster.tablespaces.iter();
+        directories.extend(spaces.map(|space| format!("{TABLESPACES}/{}", space.oid)));
+        for name in directories {
+            self.last.push(directory(&name, self.owner.clone())?);
+        }
         document(CLUSTER, self.cluster.to_json()?, &*self.clock)
     }
 }
 
 impl Source for BaseBackup {
     fn next(&mut self) -> Result<Next> {
-        if !self.waiting.is_empty() {
-            return Ok(Next::Item(Box::new(self.waiting.remove(0))));
-        }
         loop {
             match self.state {
                 State::Archive(space) => match self.member(space)? {
@@ -224,7 +230,9 @@ impl Source for BaseBackup {
                         }
                     }
                 }
-                State::Done => return Ok(Next::End),
+                State::Done => {
+                    return Ok(self.last.pop().map_or(Next::End, |item| Next::Item(Box::new(item))));
+                }
             }
         }
     }
@@ -400,8 +408,16 @@ fn document(name: &str, text: Vec<u8>, clock: &dyn Clock) -> Result<Next> {
     Ok(Next::Item(Box::new(Item { path: named(name)?, metadata, stamp: Stamp::default(), body })))
 }
 
-fn directory(name: &str) -> Result<Item> {
-    let metadata = Metadata { mode: 0o700, ..Metadata::new(Kind::Directory) };
+fn directory(name: &str, owner: Option<Owner>) -> Result<Item> {
+    let (uid, gid, user, group) = owner.unwrap_or_default();
+    let metadata = Metadata {
+        mode: 0o700,
+        uid,
+        gid,
+        user: Some(user).filter(|name| !name.is_empty()),
+        group: Some(group).filter(|name| !name.is_empty()),
+        ..Metadata::new(Kind::Directory)
+    };
     Ok(Item { path: named(name)?, metadata, stamp: Stamp::default(), body: Body::None })
 }
 
@@ -437,17 +453,15 @@ fn describe(connection: &mut Connection, sql: Option<&mut Connection>) -> Result
     let number = connection.value("SHOW server_version_num")?;
     let version_number = number.parse().map_err(|_number| connection.broken("its version is no number"))?;
     Cluster::check_version(&version, version_number)?;
-    let system = connection.value("IDENTIFY_SYSTEM")?;
-    let segment = connection.value("SHOW wal_segment_size")?;
-    let segment_bytes = size(&segment).ok_or_else(|| connection.broken("its segments have no size"))?;
+    let identity = WalStream::identify(connection)?;
     let page = connection.value("SHOW block_size")?;
     let from_standby = connection.value("SHOW in_hot_standby")? == "on";
     let settings = sql.map_or_else(|| Ok(Vec::new()), settings)?;
     Ok(Cluster {
         version,
         version_number,
-        system,
-        segment_bytes,
+        system: identity.system,
+        segment_bytes: identity.segment_bytes,
         page_bytes: page.parse().map_err(|_number| connection.broken("its pages have no size"))?,
         data_checksums: connection.value("SHOW data_checksums")? == "on",
         start: String::new(),
@@ -472,21 +486,9 @@ fn settings(sql: &mut Connection) -> Result<Vec<(String, String)>> {
     Ok(rows.into_iter().filter_map(pair).collect())
 }
 
-/// Such as `16MB`.
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
-    let unit = match text.get(digits.len()..)? {
-        "kB" => 1 << 10,
-        "MB" => 1 << 20,
-        "GB" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| bytes.is_power_of_two())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{is_relation, size};
+    use super::is_relation;
 
     #[test]
     fn files_of_pages_are_told_by_their_place() {
@@ -499,17 +501,5 @@ mod tests {
         {
             assert!(!is_relation(no.as_bytes(), false), "{no}");
         }
-    }
-
-    #[test]
-    fn sizes_are_read_with_their_units() {
-        assert_eq!(
-            (size("16MB"), size("1GB"), size("512kB")),
-            (Some(16 << 20), Some(1 << 30), Some(512 << 10))
-        );
-        assert_eq!(
-            (size("16"), size("17MB"), size("MB"), size("999999999999999999GB")),
-            (None, None, None, None)
-        );
     }
 }

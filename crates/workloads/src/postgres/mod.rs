@@ -15,7 +15,7 @@ pub use address::{Address, Place};
 pub use base::{BaseBackup, BaseRequest, CLUSTER, DATA, MANIFEST, TABLESPACES};
 pub use cluster::{Cluster, Tablespace};
 pub use lsn::Lsn;
-pub use wal::{WalRequest, WalStream};
+pub use wal::{Identity, Switch, WalRequest, WalStream};
 pub use wire::{Connection, Rows};
 
 /// What points of clusters are called.

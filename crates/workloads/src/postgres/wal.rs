@@ -25,6 +25,17 @@ pub struct WalRequest {
     pub from: Lsn,
 }
 
+/// Who a server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the cluster: the same on all its standbys.
+    pub system: String,
+    pub timeline: u32,
+    /// Its log is durable up to here.
+    pub flushed: Lsn,
+    pub segment_bytes: u64,
+}
+
 /// What follows when the server says that a timeline has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {
@@ -43,6 +54,32 @@ pub struct WalStream {
 }
 
 impl WalStream {
+    /// Asks a server who it is and how far it has written.
+    pub fn identify(connection: &mut Connection) -> Result<Identity> {
+        let answer = connection.query("IDENTIFY_SYSTEM")?;
+        let found = answer.first().and_then(|row| match row.as_slice() {
+            [Some(system), Some(timeline), Some(flushed), ..] => {
+                Some((system.clone(), timeline.parse().ok()?, flushed.parse().ok()?))
+            }
+            _ => None,
+        });
+        let (system, timeline, flushed) =
+            found.ok_or_else(|| connection.broken("it does not say who it is"))?;
+        let segment = connection.value("SHOW wal_segment_size")?;
+        let segment_bytes =
+            bytes_of(&segment).ok_or_else(|| connection.broken("its segments have no size"))?;
+        Ok(Identity { system, timeline, flushed, segment_bytes })
+    }
+
+    /// Makes a slot that keeps the log for as long as this connection lives; its name.
+    pub fn temporary_slot(connection: &mut Connection) -> Result<String> {
+        let process = connection.process();
+        let name = format!("mainstay_{process}");
+        connection
+            .query(&format!("CREATE_REPLICATION_SLOT \"{name}\" TEMPORARY PHYSICAL (RESERVE_WAL true)"))
+            .map(|_| name)
+    }
+
     /// Makes a physical replication slot that keeps the log from now on; no error when it is there already.
     pub fn create_slot(connection: &mut Connection, name: &str) -> Result<()> {
         check_slot(name)?;
@@ -176,6 +213,18 @@ impl ChangeStream for WalStream {
     }
 }
 
+/// Such as `16MB`.
+pub(super) fn bytes_of(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit = match text.get(digits.len()..)? {
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit).filter(|bytes| bytes.is_power_of_two())
+}
+
 fn check_slot(name: &str) -> Result<()> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if (1..=63).contains(&name.len()) && name.bytes().all(fits) {
@@ -198,4 +247,26 @@ fn our_time(server: i64) -> Time {
 
 fn server_time(time: Time) -> i64 {
     (time.0 - Time::from_seconds(EPOCH_SECONDS).0) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_core::Time;
+
+    use super::{bytes_of, our_time, server_time};
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        let read = [("16MB", 16 << 20), ("1GB", 1 << 30), ("512kB", 512 << 10)];
+        assert!(read.iter().all(|(text, bytes)| bytes_of(text) == Some(*bytes)));
+        assert!(["16", "17MB", "MB", "", "999999999999999999GB"].iter().all(|text| bytes_of(text).is_none()));
+    }
+
+    #[test]
+    fn times_count_from_the_year_2000() {
+        let time = Time::from_seconds(1_763_800_000);
+        assert_eq!(our_time(server_time(time)), time);
+        assert_eq!(our_time(0).seconds(), 946_684_800);
+        assert_eq!(our_time(i64::MIN).seconds(), 946_684_800);
+    }
 }

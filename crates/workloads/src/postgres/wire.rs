@@ -39,6 +39,8 @@ pub struct Connection {
     peer: String,
     /// What the server said of itself.
     version: String,
+    /// The number of its process that serves us.
+    process: u32,
 }
 
 /// What ends the answers to a query.
@@ -69,6 +71,7 @@ impl Connection {
             scratch: vec![0; READ_BYTES],
             peer,
             version: String::new(),
+            process: 0,
         };
         this.wait_at_most(CONNECT_LIMIT)?;
         let mut parameters =
@@ -89,6 +92,11 @@ impl Connection {
     /// Such as `15.4 (Debian 15.4-1)`.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The number of the server's process for this connection.
+    pub(super) fn process(&self) -> u32 {
+        self.process
     }
 
     /// For people: whom this speaks to.
@@ -113,6 +121,7 @@ impl Connection {
                         self.version.clone_from(value);
                     }
                 }
+                b'K' if body.len() >= 4 => self.process = body.get_u32(),
                 b'E' => return Err(self.refused(&body)),
                 b'Z' => return Ok(()),
                 _ => {}

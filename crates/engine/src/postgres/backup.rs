@@ -1,0 +1,283 @@
+//! Taking a recovery point of a running cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mainstay_core::{
+    Captured, Change, ChangeStream, Clock, Code, Error, Event, Next, Position, Progress, Receipt, Result,
+    Source, WorkloadKind, WorkloadRef,
+};
+use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_workloads::postgres::{BaseBackup, BaseRequest, Connection, KIND, WalStream};
+
+use super::follow::{FollowCluster, Followed, connect};
+use super::stream;
+use crate::backup::find;
+use crate::copy::copy;
+use crate::follow::{Closing, follow};
+use crate::workload::derived_id;
+
+/// Opens a connection: with `true` one that speaks the replication protocol, else an ordinary one.
+pub type Dial<'a> = dyn Fn(bool) -> Result<Connection> + 'a;
+
+/// The log that a backup needs is made durable so often.
+const CLOSING: Closing = Closing { bytes: 4 << 20, after: Duration::from_millis(200) };
+/// Somebody else who follows the log has so long to bring the journal to where the backup ends.
+const OTHERS_LIMIT: Duration = Duration::from_secs(600);
+const OTHERS_EVERY: Duration = Duration::from_millis(500);
+
+/// How a cluster is backed up.
+#[derive(Clone, Debug)]
+pub struct ClusterBackup {
+    /// The machine that does the work, for people.
+    pub host: String,
+    /// The workload's name.
+    pub name: String,
+    /// The server, for people.
+    pub server: String,
+    pub tags: Vec<String>,
+    pub slot: Option<String>,
+    /// Has the server write a checkpoint at once.
+    pub fast: bool,
+    /// Threads that compress and seal.
+    pub jobs: usize,
+}
+
+/// What [`backup_cluster`] made.
+#[derive(Clone, Debug)]
+pub struct ClusterPoint {
+    pub point: PointInfo,
+    pub version: String,
+    /// The log from here on belongs to the point, and up to there it cannot be recovered without.
+    pub start: String,
+    pub end: String,
+    pub timeline: u32,
+    /// What a person should know, in clauses.
+    pub notes: Vec<String>,
+}
+
+/// The workload that a cluster is: the same for its primary and all its standbys.
+pub(super) fn workload(name: &str, system: &str) -> WorkloadRef {
+    WorkloadRef {
+        id: derived_id(&format!("{KIND} {system}"), name),
+        kind: WorkloadKind(KIND.into()),
+        name: name.to_owned(),
+    }
+}
+
+/// Takes a recovery point of a running cluster: its files stream straight into the repository, and the log that makes them
+/// consistent into the journal.
+///
+/// Errors: those of the server and the repository. In all of them no point was made.
+pub fn backup_cluster(
+    repository: &Repository,
+    dial: &Dial<'_>,
+    request: &ClusterBackup,
+    clock: &Arc<dyn Clock>,
+    progress: &Arc<dyn Progress>,
+) -> Result<ClusterPoint> {
+    repository.refresh()?;
+    let mut connection = dial(true)?;
+    let identity = WalStream::identify(&mut connection)?;
+    let workload = workload(&request.name, &identity.system);
+    let writer = repository.write(WriteRequest {
+        workload: workload.clone(),
+        host: request.host.clone(),
+        roots: vec![request.server.clone()],
+        tags: request.tags.clone(),
+        reread_one_in: 0,
+        any_order: true,
+        parent: Parent::None,
+        progress: Arc::clone(progress),
+        jobs: request.jobs,
+    })?;
+    let follow = FollowCluster { workload: workload.clone(), slot: request.slot.clone(), closing: CLOSING };
+    // The log first: what is written before it is followed could be gone by the time it is asked for.
+    let log = Log::start(repository, dial, &follow, clock)?;
+    let mut notes = Vec::new();
+    let mut sql = dial(false).map_err(|error| notes.push(unsaid(&error))).ok();
+    let base =
+        BaseBackup::start(connection, sql.as_mut(), BaseRequest { fast: request.fast }, Arc::clone(clock))?;
+    let cluster = base.cluster().clone();
+    let stream = stream(&workload, &cluster.system, cluster.start_timeline);
+    let source = WithLog { base, log, repository, stream: stream.name, clock: Arc::clone(clock), progress };
+    progress.event(&Event::Phase(mainstay_core::Phase::Copying));
+    let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
+    let point = find(repository, &point)?;
+    let end = mainstay_workloads::postgres::Lsn::from_position(&point.position).unwrap_or_default();
+    Ok(ClusterPoint {
+        point,
+        version: cluster.version,
+        start: cluster.start,
+        end: end.to_string(),
+        timeline: cluster.start_timeline,
+        notes,
+    })
+}
+
+fn unsaid(error: &Error) -> String {
+    format!(
+        "its settings are not recorded, because no ordinary connection is let in: {}",
+        error.chain().join(": ")
+    )
+}
+
+/// Follows the log on a thread of its own while the files are read.
+struct Log {
+    durable: Receiver<Position>,
+    reached: Option<Position>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Log {
+    fn start(
+        repository: &Repository,
+        dial: &Dial<'_>,
+        request: &FollowCluster,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let (sender, durable) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = match connect(repository, dial, request, clock) {
+            Ok(followed) => {
+                let (stop, clock) = (Arc::clone(&stop), Arc::clone(clock));
+                let thread = std::thread::Builder::new().name("log".into());
+                let run = move || run(followed, &sender, &stop, &*clock);
+                Some(thread.spawn(run).map_err(|error| Error::io("cannot start a thread", error))?)
+            }
+            // Somebody else follows it: theirs is as good as ours.
+            Err(error) if error.code() == Code::Conflict => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { durable, reached: None, stop, thread })
+    }
+
+    /// Waits until the log is durable up to `end`. `false` when somebody else sees to that.
+    fn wait(&mut self, end: &Position, progress: &dyn Progress) -> Result<bool> {
+        while self.reached.as_ref() < Some(end) {
+            progress.check()?;
+            match self.durable.recv_timeout(Duration::from_millis(100)) {
+                Ok(reached) => self.reached = Some(reached),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.ended(),
+            }
+        }
+        Ok(true)
+    }
+
+    fn ended(&mut self) -> Result<bool> {
+        let Some(thread) = self.thread.take() else { return Ok(false) };
+        match thread.join() {
+            Ok(Err(error)) if error.code() == Code::Conflict => Ok(false),
+            Ok(Err(error)) => Err(error.during("the log that belongs to the backup cannot be followed")),
+            Ok(Ok(())) => Err(Error::bug("the log was no longer followed")),
+            Err(_panic) => Err(Error::bug("the thread that follows the log panicked")),
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Nobody is left to hear of its error.
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn run(
+    mut followed: Followed,
+    sender: &Sender<Position>,
+    stop: &AtomicBool,
+    clock: &dyn Clock,
+) -> Result<()> {
+    let mut stream = Told { stream: &mut followed.stream, sender };
+    follow(&mut stream, &mut followed.journal, CLOSING, clock, &Until(stop))
+}
+
+/// Says on what is durable.
+struct Told<'a> {
+    stream: &'a mut WalStream,
+    sender: &'a Sender<Position>,
+}
+
+impl ChangeStream for Told<'_> {
+    fn next(&mut self) -> Result<Option<Change>> {
+        self.stream.next()
+    }
+
+    fn acknowledge(&mut self, durable: &Position) -> Result<()> {
+        // Whoever listened may have gone.
+        let _heard = self.sender.send(durable.clone());
+        self.stream.acknowledge(durable)
+    }
+}
+
+struct Until<'a>(&'a AtomicBool);
+
+impl Progress for Until<'_> {
+    fn event(&self, _: &Event<'_>) {}
+
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The files, and at their end the log up to where they are consistent: there is no point before both are durable.
+struct WithLog<'a> {
+    base: BaseBackup,
+    log: Log,
+    repository: &'a Repository,
+    stream: String,
+    clock: Arc<dyn Clock>,
+    progress: &'a Arc<dyn Progress>,
+}
+
+impl WithLog<'_> {
+    /// Waits for whoever else follows the log.
+    fn wait_for_others(&self, end: &Position) -> Result<()> {
+        let began = self.clock.monotonic();
+        loop {
+            let journals = self.repository.journals()?;
+            let ours = journals.iter().filter(|journal| journal.stream().name == self.stream);
+            let reached =
+                ours.filter_map(|journal| journal.stretches().pop()).map(|stretch| stretch.end).max();
+            if reached.as_ref() >= Some(end) {
+                return Ok(());
+            }
+            self.progress.check()?;
+            if self.clock.monotonic().saturating_sub(began) > OTHERS_LIMIT {
+                return Err(Error::new(
+                    Code::Conflict,
+                    "somebody else follows this log, and does not come to its end",
+                )
+                .hint("see whether `mainstay db follow` for it is running well"));
+            }
+            self.clock.sleep(OTHERS_EVERY);
+        }
+    }
+}
+
+impl Source for WithLog<'_> {
+    fn next(&mut self) -> Result<Next> {
+        self.base.next()
+    }
+
+    fn seal(&mut self) -> Result<Captured> {
+        let captured = self.base.seal()?;
+        if !self.log.wait(&captured.position, self.progress.as_ref())? {
+            self.wait_for_others(&captured.position)?;
+        }
+        Ok(captured)
+    }
+
+    fn commit(self: Box<Self>, receipt: &Receipt) -> Result<()> {
+        let this = *self;
+        Box::new(this.base).commit(receipt)
+    }
+}

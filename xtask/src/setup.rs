@@ -46,6 +46,8 @@ const TESTS: &[Package] = &[
     ("mount", "mount, for all of these"),
     ("mtools", "mcopy, fills FAT file systems where the kernel knows none, and reads them for comparison"),
     ("ntfs-3g", "mkntfs and ntfs-3g, for images that are read without mounting"),
+    ("postgresql", "servers of the tests' own, and PostgreSQL's programs as judges of what was restored"),
+    ("util-linux", "setpriv, because PostgreSQL does not run as root"),
     ("xfsprogs", "mkfs.xfs, for images that are read without mounting"),
 ];
 

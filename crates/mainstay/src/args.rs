@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod db;
 mod inside;
 mod vm;
 
+pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
 pub(crate) use inside::Inside;
 pub(crate) use vm::{Accel, Left, Level, Shape, Vm, VmBackup, VmList, VmProve, VmRestore, VmRun};
 
@@ -99,6 +101,9 @@ pub(crate) enum Verb {
     /// Protect virtual machines and bring them back
     #[command(subcommand)]
     Vm(Vm),
+    /// Database clusters
+    #[command(subcommand)]
+    Db(Db),
     /// Manage keys, the recovery kit and writers
     #[command(subcommand)]
     Key(Key),

@@ -1,5 +1,6 @@
 //! Everything this program says. Data goes to stdout, as text or as lines of JSON; talk goes to stderr.
 
+pub mod databases;
 pub(crate) mod human;
 pub mod lines;
 pub mod machines;

@@ -109,6 +109,11 @@ fn check(passphrase: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>> {
     Ok(passphrase)
 }
 
+/// The first line of a file that holds a password.
+pub(crate) fn first_line_of(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    Ok(first_line(&read_file(path)?))
+}
+
 fn first_line(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Zeroizing::new(line.strip_suffix(b"\r").unwrap_or(line).to_vec())

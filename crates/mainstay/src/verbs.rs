@@ -3,6 +3,7 @@
 
 mod backup;
 mod browse;
+mod db;
 mod expire;
 mod gc;
 mod init;
@@ -42,6 +43,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> Done {
         Verb::Gc(arguments) => gc::run(&arguments, session),
         Verb::Status(arguments) => status::run(&arguments, session),
         Verb::Vm(verb) => vm::run(verb, session),
+        Verb::Db(verb) => db::run(verb, session),
         Verb::Key(verb) => key::run(verb, session),
         Verb::Completions { shell } => pages::completions(shell, session),
         Verb::Man { directory } => pages::man(&directory, session),

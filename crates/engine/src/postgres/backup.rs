@@ -59,8 +59,12 @@ pub struct ClusterPoint {
     pub notes: Vec<String>,
 }
 
-/// The workload that a cluster is: the same for its primary and all its standbys.
-pub(super) fn workload(name: &str, system: &str) -> WorkloadRef {
+/// The workload that a server's cluster is: the same for its primary and all its standbys.
+pub fn workload(name: &str, dial: &Dial<'_>) -> Result<WorkloadRef> {
+    Ok(workload_of(name, &WalStream::identify(&mut dial(true)?)?.system))
+}
+
+fn workload_of(name: &str, system: &str) -> WorkloadRef {
     WorkloadRef {
         id: derived_id(&format!("{KIND} {system}"), name),
         kind: WorkloadKind(KIND.into()),
@@ -82,7 +86,7 @@ pub fn backup_cluster(
     repository.refresh()?;
     let mut connection = dial(true)?;
     let identity = WalStream::identify(&mut connection)?;
-    let workload = workload(&request.name, &identity.system);
+    let workload = workload_of(&request.name, &identity.system);
     let writer = repository.write(WriteRequest {
         workload: workload.clone(),
         host: request.host.clone(),

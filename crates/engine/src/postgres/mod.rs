@@ -4,7 +4,7 @@ mod backup;
 mod follow;
 mod restore;
 
-pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster};
+pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use follow::{FollowCluster, follow_cluster};
 pub use restore::{ClusterPlan, Until, intervals, plan_cluster, restore_cluster};
 

@@ -46,8 +46,12 @@ pub struct ClusterPlan {
 }
 
 /// The spans within which any moment can be recovered: from the end of each point to the end of the log behind it. Points
-/// whose log is one stretch make one span.
-pub fn intervals(points: &[PointInfo], journals: &[Journal], workload: &WorkloadId) -> Vec<Stretch> {
+/// whose log is one stretch make one span, which comes with the name of its log.
+pub fn intervals(
+    points: &[PointInfo],
+    journals: &[Journal],
+    workload: &WorkloadId,
+) -> Vec<(String, Stretch)> {
     let of = |journal: &&Journal| journal.stream().workload.id == *workload;
     let mut spans = Vec::new();
     for journal in journals.iter().filter(of) {
@@ -57,7 +61,8 @@ pub fn intervals(points: &[PointInfo], journals: &[Journal], workload: &Workload
             };
             if let Some(first) = points.iter().filter(within).min_by_key(|point| point.position.clone()) {
                 let first = (first.position.clone(), first.moment);
-                spans.push(Stretch { start: first.0, first: Some(first.1), ..stretch });
+                let span = Stretch { start: first.0, first: Some(first.1), ..stretch };
+                spans.push((journal.stream().name.clone(), span));
             }
         }
     }
@@ -106,9 +111,9 @@ fn leads_to(point: &PointInfo, stretch: &Stretch, until: &Until) -> bool {
     }
 }
 
-fn nothing_leads_there(spans: &[Stretch]) -> Error {
+fn nothing_leads_there(spans: &[(String, Stretch)]) -> Error {
     let error = Error::new(Code::NotFound, "that moment cannot be recovered");
-    let span = |span: &Stretch| {
+    let span = |(_, span): &(String, Stretch)| {
         let place = |position: &Position| Lsn::from_position(position).unwrap_or_default();
         let time = |time: Option<Time>| time.map_or_else(|| "?".into(), |time| time.seconds().to_string());
         format!(

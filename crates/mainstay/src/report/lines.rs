@@ -12,7 +12,7 @@ use mainstay_workloads::files;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::machines;
+use super::{databases, machines};
 
 /// One line of output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -80,6 +80,16 @@ pub enum Line {
     MachineRunning(machines::MachineRunning),
     /// A machine that runs from its point was copied home.
     MachineHome(machines::MachineHome),
+    /// How a database cluster was captured.
+    ClusterCaptured(databases::ClusterCaptured),
+    /// A cluster was written out.
+    ClusterRestored(databases::ClusterRestored),
+    /// The log of a cluster is followed.
+    Following(databases::Following),
+    /// A span within which any moment can be recovered.
+    Recoverable(databases::Recoverable),
+    /// A part of a log that is missing.
+    Hole(databases::Hole),
     /// A point was proven.
     Proven(machines::Proven),
     /// What opens the repository.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mainstay_engine::vm::machine_tag;
 
+use super::databases;
 use super::human::{Align, bytes, count, counted, duration, table as columns};
 use super::lines::{
     BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
@@ -76,6 +77,11 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::MachineHome(home) => {
             format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
         }
+        Line::ClusterCaptured(captured) => databases::captured(captured),
+        Line::ClusterRestored(done) => databases::restored(done),
+        Line::Following(following) => databases::following(following),
+        Line::Recoverable(span) => databases::recoverable(span, zone),
+        Line::Hole(hole) => databases::hole(hole, zone),
         Line::Proven(proof) => proven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,
         Line::Item(_)
@@ -127,7 +133,7 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
 }
 
 /// A time that was written for programs, for people.
-fn shown_time(stamp: &str, zone: &TimeZone) -> String {
+pub(super) fn shown_time(stamp: &str, zone: &TimeZone) -> String {
     stamp.parse::<Timestamp>().map_or_else(
         |_| stamp.to_owned(),
         |stamp| stamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string(),

@@ -1,0 +1,108 @@
+//! The verbs for databases.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+const SERVER_HELP: &str =
+    "The server: postgres://USER@HOST:PORT, or postgres:///?host=/var/run/postgresql for a socket";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Db {
+    /// Take a recovery point of a database cluster while it runs
+    Backup(DbBackup),
+    /// Follow the log of a cluster, so that any moment can be recovered
+    Follow(DbFollow),
+    /// Show from which spans a cluster can be recovered, and the holes between them
+    Status(DbStatus),
+    /// Bring a cluster back, as it was at any moment
+    Restore(DbRestore),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Server {
+    #[arg(value_name = "SERVER", help = SERVER_HELP)]
+    pub server: String,
+    /// A file whose first line is the password [default: ~/.pgpass, as for PostgreSQL's own programs]
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// What the workload is called [default: the server's host]
+    #[arg(long, value_name = "WORKLOAD")]
+    pub name: Option<String>,
+    /// The replication slot that keeps the log at the server until it is stored here; it is made if it is not there
+    #[arg(long, value_name = "SLOT")]
+    pub slot: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay db backup 'postgres://backup@db.example' --name shop
+  mainstay db backup 'postgres:///?host=/var/run/postgresql&user=postgres' --name shop
+
+The role needs: CREATE ROLE backup LOGIN REPLICATION PASSWORD '…'; GRANT pg_monitor TO backup; and a line in
+pg_hba.conf: host replication backup ADDRESS scram-sha-256. The server needs wal_level = replica or logical.
+Files stream straight into the repository; nothing is staged. The log that makes them consistent goes into the journal.")]
+pub(crate) struct DbBackup {
+    #[command(flatten)]
+    pub server: Server,
+    /// Let the server take its time for the checkpoint before the backup, which spares its disks
+    #[arg(long)]
+    pub spread: bool,
+    /// Mark the point (can be repeated)
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay db follow 'postgres://backup@db.example' --name shop --slot mainstay
+
+Runs until it is stopped; best as a service. What the server has written is stored within the time of --every, and the
+server is told only then. With synchronous_standby_names = 'mainstay' on the server no commit is acknowledged before it
+is stored. Mind max_slot_wal_keep_size: the log that waits in a slot must not fill the server's disk.")]
+pub(crate) struct DbFollow {
+    #[command(flatten)]
+    pub server: Server,
+    /// Store what was gathered at least so often
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    pub every: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DbStatus {
+    /// One workload [default: all clusters]
+    #[arg(value_name = "WORKLOAD")]
+    pub workload: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay db restore shop --to /var/lib/postgresql/15/again
+  mainstay db restore shop --to /srv/pg --at '2026-11-22 10:41:07+01:00'
+  mainstay db restore shop --to /srv/pg --lsn 1A/2B3C4D5E
+
+Start PostgreSQL of the same major version on the directory: it recovers to the moment chosen and opens for writing.
+Tablespaces come to lie beside the directory. The lines that Mainstay adds at the end of postgresql.auto.conf can go
+once it has recovered.")]
+pub(crate) struct DbRestore {
+    #[arg(value_name = "WORKLOAD")]
+    pub workload: String,
+    /// A directory that is empty or not there
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// The moment, in the local time zone unless it names another
+    #[arg(long, value_name = "TIME", group = "until")]
+    pub at: Option<String>,
+    /// The place in the log before which to stop
+    #[arg(long, value_name = "LSN", group = "until")]
+    pub lsn: Option<String>,
+    /// The transaction before whose commit to stop
+    #[arg(long, value_name = "XID", group = "until")]
+    pub before: Option<u64>,
+    /// Stop as soon as the files are consistent
+    #[arg(long, group = "until")]
+    pub consistent: bool,
+    /// Say what would be restored; change nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+}

@@ -1,0 +1,56 @@
+//! `mainstay db backup`.
+
+use std::sync::Arc;
+
+use mainstay_core::Progress;
+use mainstay_engine::postgres::{ClusterBackup, ClusterPoint, backup_cluster};
+
+use super::super::{Done, backup as files, check_tag};
+use super::server::Known;
+use crate::args::DbBackup;
+use crate::report::databases::ClusterCaptured;
+use crate::report::lines::{BackedUp, Line, Roots, Totals};
+use crate::session::Session;
+
+pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
+    let places = session.places()?;
+    arguments.tag.iter().try_for_each(|tag| check_tag(tag))?;
+    let server = Known::of(&arguments.server, session)?;
+    files::check_name(&server.name)?;
+    let repository = files::open(session, &places, false)?;
+    let request = ClusterBackup {
+        host: session.doors.host.clone(),
+        name: server.name.clone(),
+        server: format!("postgres://{}", server.address.display()),
+        tags: arguments.tag.clone(),
+        slot: arguments.server.slot.clone(),
+        fast: !arguments.spread,
+        jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+    };
+    let began = session.doors.clock.monotonic();
+    let progress: Arc<dyn Progress> = session.progress();
+    let dial = |replication| server.dial(replication);
+    let done = backup_cluster(&repository, &dial, &request, &session.doors.clock, &progress);
+    drop(progress);
+    let ClusterPoint { point, version, start, end, timeline, notes } = done?;
+    notes.iter().for_each(|note| session.report.note(note));
+    session.report.line(&Line::ClusterCaptured(ClusterCaptured {
+        point: point.id.to_string(),
+        workload: point.workload.name.clone(),
+        version,
+        timeline,
+        start,
+        end,
+        notes,
+    }));
+    session.report.line(&Line::BackedUp(BackedUp {
+        point: point.id.to_string(),
+        workload: point.workload.name.clone(),
+        host: point.host.clone(),
+        roots: Roots::of(&point.roots),
+        tags: request.tags,
+        counts: Totals::from(&point.counts),
+        seconds: session.seconds_since(began),
+    }));
+    Ok(None)
+}

@@ -1,0 +1,32 @@
+//! `mainstay db follow`.
+
+use std::sync::Arc;
+
+use mainstay_core::Progress;
+use mainstay_engine::follow::Closing;
+use mainstay_engine::postgres::{FollowCluster, follow_cluster, workload};
+
+use super::super::{Done, backup as files, duration};
+use super::server::Known;
+use crate::args::DbFollow;
+use crate::report::databases::Following;
+use crate::report::lines::Line;
+use crate::session::Session;
+
+pub(super) fn run(arguments: &DbFollow, session: &mut Session) -> Done {
+    let places = session.places()?;
+    let closing = Closing { after: duration(&arguments.every)?, ..Closing::default() };
+    let server = Known::of(&arguments.server, session)?;
+    files::check_name(&server.name)?;
+    let repository = files::open(session, &places, false)?;
+    let dial = |replication| server.dial(replication);
+    let workload = workload(&server.name, &dial)?;
+    session.report.line(&Line::Following(Following {
+        workload: server.name.clone(),
+        server: server.address.display(),
+    }));
+    let request = FollowCluster { workload, slot: arguments.server.slot.clone(), closing };
+    let progress: Arc<dyn Progress> = session.progress();
+    follow_cluster(&repository, &dial, &request, &session.doors.clock, progress.as_ref())?;
+    Ok(None)
+}

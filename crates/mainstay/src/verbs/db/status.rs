@@ -1,0 +1,61 @@
+//! `mainstay db status`.
+
+use mainstay_core::{Code, Error, Position, Time};
+use mainstay_engine::postgres::{KIND, intervals};
+use mainstay_workloads::postgres::Lsn;
+
+use super::super::Done;
+use crate::args::DbStatus;
+use crate::report::databases::{Hole, Recoverable};
+use crate::report::lines::{Line, stamp};
+use crate::session::Session;
+
+pub(super) fn run(arguments: &DbStatus, session: &mut Session) -> Done {
+    let repository = session.open()?;
+    let mut points = repository.points()?;
+    points.retain(|point| point.workload.kind.0 == KIND);
+    let journals = repository.journals()?;
+    let mut workloads: Vec<_> = journals.iter().map(|journal| journal.stream().workload.clone()).collect();
+    workloads.extend(points.iter().map(|point| point.workload.clone()));
+    workloads.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
+    workloads.dedup();
+    workloads.retain(|workload| arguments.workload.as_ref().is_none_or(|name| *name == workload.name));
+    if let (Some(name), true) = (&arguments.workload, workloads.is_empty()) {
+        return Err(Error::new(Code::NotFound, format!("there is no cluster {name:?} in this repository")));
+    }
+    for workload in workloads {
+        for (log, span) in intervals(&points, &journals, &workload.id) {
+            session.report.line(&Line::Recoverable(Recoverable {
+                workload: workload.name.clone(),
+                log,
+                start: place(&span.start),
+                end: place(&span.end),
+                from: time(span.first),
+                until: time(span.last),
+                log_bytes: span.bytes,
+            }));
+        }
+        for journal in journals.iter().filter(|journal| journal.stream().workload.id == workload.id) {
+            for hole in journal.holes() {
+                session.report.line(&Line::Hole(Hole {
+                    workload: workload.name.clone(),
+                    log: journal.stream().name.clone(),
+                    start: place(&hole.start),
+                    end: place(&hole.end),
+                    after: time(hole.after),
+                    before: time(hole.before),
+                    why: hole.why,
+                }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn place(position: &Position) -> String {
+    Lsn::from_position(position).unwrap_or_default().to_string()
+}
+
+fn time(time: Option<Time>) -> Option<String> {
+    time.map(stamp)
+}

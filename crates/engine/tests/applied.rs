@@ -169,6 +169,7 @@ impl Bench {
             roots: vec![machine_tag("web")],
             tags: vec![],
             reread_one_in: 0,
+            any_order: false,
             parent: Parent::None,
             progress: Arc::new(Silent),
             jobs: 1,

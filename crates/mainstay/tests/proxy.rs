@@ -259,3 +259,68 @@ fn a_link_that_is_cut_leaves_the_guest_alone_and_the_next_run_makes_all_well() {
     lab.qemu.end();
     lab.check(Side::Proxy, "proxy");
 }
+
+#[test]
+fn a_machine_that_its_host_copies_here_is_backed_up_later_and_is_what_it_was() {
+    let mut lab = Lab::new(&[160, 16]);
+    let stage = lab.directory.path().join("stage");
+    let far = lab.far();
+    let listen = format!("{}:10810", Cable::address(Side::Proxy));
+    let receive =
+        ["vm", "receive", "web", "--host", &far, "--stage", text(&stage), "--listen", &listen, "--json"];
+    let from = format!("stage:{}", stage.display());
+    let backup = ["vm", "backup", "--all", "--host", &from, "--json"];
+    let mode = |said: &str, mode: &str| said.matches(&format!("\"mode\":\"{mode}\"")).count();
+    let compared = |lab: &Lab| {
+        let copy = std::fs::read_dir(&stage).unwrap().next().unwrap().unwrap().path();
+        for (number, image) in lab.images.iter().enumerate() {
+            compare(image, &copy.join(format!("disk{number}.raw"))).unwrap();
+        }
+    };
+
+    let said = lab.run(Side::Proxy, "proxy", &receive);
+    assert_eq!(mode(&said, "full"), 2, "{said}");
+    lab.is_clean();
+    let said = lab.run(Side::Proxy, "proxy", &backup);
+    assert_eq!(mode(&said, "full"), 2, "{said}");
+
+    // Two copies before the next point, which is an increment over both.
+    for byte in [3, 4] {
+        lab.qemu.write(0, u64::from(byte) * 5 * MIB as u64 + 4096, 70_000, byte).unwrap();
+        let said = lab.run(Side::Proxy, "proxy", &receive);
+        assert_eq!(mode(&said, "incremental"), 2, "{said}");
+        let line: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert!(line["received_bytes"].as_u64().unwrap() < MIB as u64, "{said}");
+    }
+    // What is written after the copy is not in it.
+    let said = lab.run(Side::Proxy, "proxy", &backup);
+    assert_eq!(mode(&said, "incremental"), 2, "{said}");
+
+    // A push that is interrupted: the copy is a mixture then, and no point is made of it.
+    for part in 0..40 {
+        lab.qemu.write(0, part * 4 * MIB as u64, 4 * MIB, part as u8 + 100).unwrap();
+    }
+    let running = lab.start(Side::Proxy, "proxy", &receive);
+    let mut monitor = lab.qemu.monitor().unwrap();
+    patiently("the copying", LONG, || {
+        let jobs = monitor.run("query-jobs", serde_json::json!({}))?;
+        Ok(jobs.as_array().is_some_and(|jobs| jobs.iter().any(|job| job["type"] == "backup")).then_some(()))
+    })
+    .unwrap();
+    drop(monitor);
+    lab.cable.cut().unwrap();
+    let output = running.end();
+    assert!(!output.status.success(), "{}", told(&output));
+    lab.guest_lives(5);
+    let said = lab.fails(Side::Proxy, "proxy", &backup);
+    assert!(said.contains("never finished"), "{said}");
+    lab.cable.mend().unwrap();
+    let said = lab.run(Side::Proxy, "proxy", &receive);
+    assert_eq!(mode(&said, "incremental"), 2, "{said}");
+    lab.is_clean();
+    let said = lab.run(Side::Proxy, "proxy", &backup);
+    assert_eq!(mode(&said, "incremental"), 2, "{said}");
+    lab.qemu.end();
+    compared(&lab);
+    lab.check(Side::Proxy, "proxy");
+}

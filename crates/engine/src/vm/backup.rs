@@ -105,7 +105,7 @@ pub fn backup_machine(
     };
     progress.event(&Event::Phase(Phase::Scanning));
     let snapshot = hypervisor.snapshot(&machine.id, &wanted)?;
-    let moment = clock.now();
+    let moment = snapshot.moment().unwrap_or_else(|| clock.now());
     check_reached(snapshot.as_ref(), request)?;
     let opened = open_disks(snapshot.as_ref())?;
     let bytes = opened.iter().map(|(_, disk)| disk.size()).sum();
@@ -161,7 +161,8 @@ fn workload(
     WorkloadRef { id, kind: WorkloadKind(vm::KIND.to_owned()), name }
 }
 
-fn random_id() -> Result<Id16> {
+/// An id that nobody else has.
+pub fn random_id() -> Result<Id16> {
     let mut id = [0; 16];
     getrandom::fill(&mut id)
         .map_err(|error| Error::bug(format!("the system gives no random bytes: {error}")))?;

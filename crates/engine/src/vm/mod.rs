@@ -20,7 +20,7 @@ mod tree;
 mod view;
 
 pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
-pub use backup::{MachineBackup, MachinePoint, backup_machine, root_of};
+pub use backup::{MachineBackup, MachinePoint, backup_machine, random_id, root_of};
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use in_place::{
     InPlacePlan, PresentDisk, RestoredInPlace, UNDO_TAG, plan_in_place, restore_in_place, shut_down,

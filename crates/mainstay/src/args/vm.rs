@@ -12,7 +12,8 @@ const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI suc
                          (NAME counts when it was started without -name), \
                          qmp:tcp://HOST:PORT[,agent=tcp://HOST:PORT],tls=DIR,host-scratch=DIR for one on another \
                          machine, spoken to by the certificates in DIR, \
-                         or dir:DIRECTORY for image files of machines that are shut down";
+                         dir:DIRECTORY for image files of machines that are shut down, \
+                         or stage:DIRECTORY for copies made by `mainstay vm receive`";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -20,6 +21,8 @@ pub(crate) enum Vm {
     List(VmList),
     /// Take recovery points of machines, running or shut down
     Backup(VmBackup),
+    /// Have another host copy a machine here, to be backed up later
+    Receive(VmReceive),
     /// Put a machine back: in place, as a new machine, as image files, over bare disks
     Restore(VmRestore),
     /// Run a machine straight from its point, and bring it home while it runs
@@ -112,6 +115,44 @@ pub(crate) struct VmBackup {
     pub tag: Vec<String>,
     #[command(flatten)]
     pub inside: Inside,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  mainstay vm receive web --stage /srv/copies --listen 10.0.0.9:10810 --host \\
+    qmp:tcp://10.0.0.5:4444,tls=/etc/mainstay/pki,host-scratch=/var/lib/backup,name=web
+  mainstay vm backup --host stage:/srv/copies --all
+
+The first time the host copies everything, afterwards what changed. It is let go as soon as the copy is complete. A copy
+that was interrupted is never backed up; the next run completes it.")]
+pub(crate) struct VmReceive {
+    /// The machine, by name or id
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// The plain QEMU on another host, as for `mainstay vm backup`
+    #[arg(long, value_name = "HOST")]
+    pub host: String,
+    /// Where the copies are kept; each machine has a directory in it
+    #[arg(long, value_name = "DIR")]
+    pub stage: PathBuf,
+    /// Where the host finds this machine
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: String,
+    /// The consistency to try for; the copy says what was reached
+    #[arg(long, value_enum, default_value = "file-system")]
+    pub consistency: Level,
+    /// Where the plan is kept of how to clear up after a crash [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+    /// The longest a guest may be held still
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub freeze_limit: String,
+    /// Have the guest say first which blocks it no longer uses
+    #[arg(long)]
+    pub trim: bool,
+    /// Copy a disk whole after so many increments; 0: never
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub scan_every: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -68,6 +68,8 @@ pub enum Line {
     Composed(machines::Composed),
     /// How a machine was captured.
     MachineCaptured(machines::MachineCaptured),
+    /// A host copied a machine here.
+    MachineReceived(machines::MachineReceived),
     /// What became of a machine's disks.
     MachineRestored(machines::MachineRestored),
     /// Newer files were put on the restored disks of a machine.

@@ -90,6 +90,23 @@ pub struct CapturedDisk {
     pub tracked: bool,
 }
 
+/// Another host copied a machine here. It is no point yet.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MachineReceived {
+    pub machine: String,
+    /// The directory of copies.
+    pub stage: String,
+    /// crash, file-system, application
+    pub consistency: String,
+    /// For so long the guest's file systems stood still.
+    pub frozen_milliseconds: u64,
+    pub disks: Vec<CapturedDisk>,
+    /// What came over the network.
+    pub received_bytes: u64,
+    pub seconds: f64,
+    pub notes: Vec<String>,
+}
+
 /// The disks of a machine were written.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct MachineRestored {

@@ -13,8 +13,8 @@ use super::lines::{
     Totals, Verified, WouldBackUp,
 };
 use super::machines::{
-    Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineRecovered, MachineRestored,
-    MachineRunning, Proven,
+    CapturedDisk, Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineReceived, MachineRecovered,
+    MachineRestored, MachineRunning, Proven,
 };
 
 /// Digits of an id that people see; enough to name it again.
@@ -69,6 +69,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
         Line::Composed(shown) => composed(shown, zone),
         Line::MachineCaptured(captured) => machine_captured(captured),
+        Line::MachineReceived(received) => machine_received(received),
         Line::MachineRestored(restored) => machine_restored(restored),
         Line::FilesApplied(done) => files_applied(done),
         Line::MachinePutBack(put) => machine_put_back(put),
@@ -177,14 +178,31 @@ fn files_applied(done: &FilesApplied) -> String {
     text
 }
 
+fn machine_received(received: &MachineReceived) -> String {
+    let head = format!(
+        "{}: {} consistent, held still for {} ms, {} received in {}\n",
+        clean(&received.machine),
+        received.consistency,
+        received.frozen_milliseconds,
+        bytes(received.received_bytes),
+        seconds(received.seconds)
+    );
+    head + &captured_disks(&received.disks)
+}
+
 fn machine_captured(captured: &MachineCaptured) -> String {
-    let mut text = format!(
+    let head = format!(
         "{}: {} consistent, held still for {} ms\n",
         clean(&captured.workload),
         captured.consistency,
         captured.frozen_milliseconds
     );
-    for disk in &captured.disks {
+    head + &captured_disks(&captured.disks)
+}
+
+fn captured_disks(disks: &[CapturedDisk]) -> String {
+    let mut text = String::new();
+    for disk in disks {
         let why = disk.why.as_ref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
         text.push_str(&format!("  {} · {} · {}{why}\n", clean(&disk.name), bytes(disk.bytes), disk.mode));
     }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mainstay_core::{Blocks, Code, Consistency, Error, Id16, Result};
+use mainstay_core::{Blocks, Code, Consistency, Error, Id16, Result, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -87,6 +87,11 @@ pub trait MachineSnapshot: Send {
 
     /// For how long the guest's file systems stood still; zero when they did not.
     fn frozen(&self) -> Duration;
+
+    /// When the moment was, if it was not just now.
+    fn moment(&self) -> Option<Time> {
+        None
+    }
 
     /// What a person should know, in clauses: why the guest was not frozen, why a disk cannot be tracked.
     fn notes(&self) -> &[String];

@@ -20,6 +20,7 @@ mod shape;
 mod source;
 pub mod sprawl;
 pub mod spread;
+mod stage;
 mod watch;
 
 /// The name of this kind of workload.
@@ -37,6 +38,7 @@ pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocumen
 pub use mainstay_nbd::Address;
 pub use mark::{DiskMark, Marks};
 pub use overwrite::Overwrite;
-pub use qemu::{Accelerator, Emulator, EmulatorPlan, Link, QemuHost, QemuMachine, overlay};
+pub use qemu::{Accelerator, Emulator, EmulatorPlan, Link, QemuHost, QemuMachine, Received, overlay};
 pub use shape::{Identity, Random, Shape};
 pub use source::{DISKS, MACHINE, NVRAM, VmSource, disk_path};
+pub use stage::Stage;

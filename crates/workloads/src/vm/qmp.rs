@@ -95,15 +95,24 @@ impl Qmp {
         length: Duration,
         matches: impl Fn(&Value) -> bool,
     ) -> Result<bool> {
+        Ok(self.event(name, length, matches)?.is_some())
+    }
+
+    /// The data of an event called `name` for which `matches` holds of them; `None` when it does not come in time.
+    pub(super) fn event(
+        &mut self,
+        name: &str,
+        length: Duration,
+        matches: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Value>> {
         let limit = Limit::new(length)?;
         let wanted = |event: &Value| event["event"].as_str() == Some(name) && matches(&event["data"]);
         loop {
             if let Some(at) = self.events.iter().position(wanted) {
-                self.events.remove(at);
-                return Ok(true);
+                return Ok(self.events.remove(at).map(|mut event| event["data"].take()));
             }
             if matches!(self.receive(&limit)?, Received::Late) {
-                return Ok(false);
+                return Ok(None);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{Code, Consistency, Error, Progress, Result};
 use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
 use mainstay_repository::Repository;
-use mainstay_workloads::vm::{DiskMode, Hypervisor, MachineSummary};
+use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineSummary};
 
 use super::super::{Done, backup as files, check_tag, duration};
 use super::hosts;
@@ -91,12 +91,7 @@ fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
         host: session.doors.host.clone(),
         name: arguments.name.clone(),
         tags: arguments.tag.clone(),
-        want: match arguments.consistency {
-            Level::Crash => Consistency::Crash,
-            Level::FileSystem => Consistency::FileSystem,
-            Level::Application => Consistency::Application,
-            Level::Offline => Consistency::Offline,
-        },
+        want: wanted(arguments.consistency),
         require: arguments.require,
         full: arguments.full,
         disks: arguments.disk.clone(),
@@ -110,6 +105,29 @@ fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
         trim: arguments.trim,
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })
+}
+
+pub(super) fn wanted(level: Level) -> Consistency {
+    match level {
+        Level::Crash => Consistency::Crash,
+        Level::FileSystem => Consistency::FileSystem,
+        Level::Application => Consistency::Application,
+        Level::Offline => Consistency::Offline,
+    }
+}
+
+/// As a line shows it.
+pub(super) fn shown(disk: DiskSnapshot) -> machines::CapturedDisk {
+    machines::CapturedDisk {
+        why: match &disk.mode {
+            DiskMode::Scan { why } => Some(why.clone()),
+            _ => None,
+        },
+        mode: disk.mode.name().to_owned(),
+        name: disk.name,
+        bytes: disk.size,
+        tracked: disk.tracked,
+    }
 }
 
 fn one(
@@ -130,16 +148,7 @@ fn one(
     for note in &notes {
         session.report.say(note);
     }
-    let disks = disks.into_iter().map(|disk| machines::CapturedDisk {
-        why: match &disk.mode {
-            DiskMode::Scan { why } => Some(why.clone()),
-            _ => None,
-        },
-        mode: disk.mode.name().to_owned(),
-        name: disk.name,
-        bytes: disk.size,
-        tracked: disk.tracked,
-    });
+    let disks = disks.into_iter().map(shown);
     session.report.line(&Line::MachineCaptured(machines::MachineCaptured {
         point: point.id.to_string(),
         workload: point.workload.name.clone(),

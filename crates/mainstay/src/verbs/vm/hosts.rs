@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mainstay_core::{Code, Error, Result};
 use mainstay_workloads::vm::{
     Address, Endpoint, Folder, GuardProgram, Hypervisor, LibvirtHost, Link, MachineSummary, QemuHost,
-    QemuMachine,
+    QemuMachine, Stage,
 };
 
 use crate::session::Session;
@@ -21,10 +21,11 @@ const HOST_TLS: &str = "/etc/pki/qemu";
 ///
 /// Errors: [`Code::Usage`] for what names no host.
 pub(super) fn open(text: &str, scratch: &Path, session: &Session) -> Result<Box<dyn Hypervisor>> {
-    if let Some(machine) = text.strip_prefix("qmp:") {
-        let machine = plain(machine, &session.doors.directory)?;
-        let host = QemuHost::new(vec![machine], scratch.to_owned(), session.doors.clock.clone());
-        return Ok(Box::new(host.guarded_by(guard()?)));
+    if text.starts_with("qmp:") {
+        return Ok(Box::new(open_qemu(text, scratch, session)?));
+    }
+    if let Some(directory) = text.strip_prefix("stage:").filter(|directory| !directory.is_empty()) {
+        return Ok(Box::new(Stage::new(session.doors.directory.join(directory))));
     }
     if let Some(directory) = text.strip_prefix("dir:").filter(|directory| !directory.is_empty()) {
         let directory = session.doors.directory.join(directory);
@@ -35,6 +36,14 @@ pub(super) fn open(text: &str, scratch: &Path, session: &Session) -> Result<Box<
         return Ok(Box::new(host.guarded_by(guard()?)));
     }
     Err(unknown(text))
+}
+
+/// Opens a plain QEMU.
+pub(super) fn open_qemu(text: &str, scratch: &Path, session: &Session) -> Result<QemuHost> {
+    let Some(machine) = text.strip_prefix("qmp:") else { return Err(unknown(text)) };
+    let machine = plain(machine, &session.doors.directory)?;
+    let host = QemuHost::new(vec![machine], scratch.to_owned(), session.doors.clock.clone());
+    Ok(host.guarded_by(guard()?))
 }
 
 fn unknown(text: &str) -> Error {

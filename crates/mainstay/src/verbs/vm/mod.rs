@@ -5,6 +5,7 @@ mod hosts;
 mod in_place;
 mod list;
 mod newer;
+mod receive;
 mod recreate;
 mod restore;
 mod run;
@@ -17,6 +18,7 @@ pub(super) fn run(verb: Vm, session: &mut Session) -> Done {
     match verb {
         Vm::List(arguments) => list::run(&arguments, session),
         Vm::Backup(arguments) => backup::run(&arguments, session),
+        Vm::Receive(arguments) => receive::run(&arguments, session),
         Vm::Restore(arguments) => restore::run(&arguments, session),
         Vm::Run(arguments) => run::run(&arguments, session),
         Vm::Prove(arguments) => run::prove(&arguments, session),

@@ -12,6 +12,7 @@ mod disks;
 mod emulator;
 mod hold;
 mod link;
+mod push;
 pub(super) mod script;
 mod snapshot;
 mod undo;
@@ -37,6 +38,7 @@ use super::watch::RESERVE;
 
 pub use emulator::{Accelerator, Emulator, EmulatorPlan, overlay};
 pub use link::Link;
+pub use push::Received;
 pub(super) use undo::Remains;
 
 /// The name of this driver in marks.
@@ -88,6 +90,11 @@ impl QemuHost {
     pub fn scratch_reserve(mut self, bytes: u64) -> Self {
         self.reserve = bytes;
         self
+    }
+
+    /// Takes away what runs that died have left; what could not be removed.
+    fn sweep_remains(&self) -> Vec<String> {
+        run_dir::sweep(&self.scratch).left
     }
 
     /// Finds the machine and speaks to its monitor.

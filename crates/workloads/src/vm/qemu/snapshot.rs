@@ -57,13 +57,13 @@ pub(super) struct QemuSnapshot {
 }
 
 /// What a run has put into a QEMU. Dropped, it takes it out again.
-struct Session {
-    qmp: Qmp,
-    remains: Remains,
+pub(super) struct Session {
+    pub(super) qmp: Qmp,
+    pub(super) remains: Remains,
     owner: Owner,
-    disks: Vec<Tracked>,
+    pub(super) disks: Vec<Tracked>,
     /// To another machine.
-    link: Option<Link>,
+    pub(super) link: Option<Link>,
     /// There is room for all that the guest may overwrite.
     reserved: bool,
     socket: PathBuf,
@@ -93,8 +93,8 @@ struct Moment<'a> {
 }
 
 /// A disk and its bitmaps.
-struct Tracked {
-    disk: Disk,
+pub(super) struct Tracked {
+    pub(super) disk: Disk,
     inode: Option<u64>,
     mode: DiskMode,
     /// The bitmap that the mark of the last point names.
@@ -296,7 +296,7 @@ impl Session {
     }
 
     /// The name of a thing of the disk at `index`.
-    fn name(&self, what: char, index: usize) -> String {
+    pub(super) fn name(&self, what: char, index: usize) -> String {
         format!("{}{what}{index}", self.remains.prefix)
     }
 
@@ -460,7 +460,7 @@ impl Session {
         }
     }
 
-    fn since_name(&self, index: usize) -> String {
+    pub(super) fn since_name(&self, index: usize) -> String {
         self.name('b', index)
     }
 
@@ -521,7 +521,7 @@ impl QemuSnapshot {
         self
     }
 
-    fn session(&self) -> MutexGuard<'_, Session> {
+    pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -69,8 +69,9 @@ impl Remains {
         note(continue_after(qmp, &self.stopped));
         // Whoever reads goes first, then what is read, then what keeps it.
         note(self.exports(qmp));
+        note(self.jobs(qmp, "k"));
         note(self.nodes(qmp, "snapshot-access"));
-        note(self.jobs(qmp));
+        note(self.jobs(qmp, ""));
         note(self.put_back(qmp));
         note(self.nodes(qmp, ""));
         note(self.bitmaps(qmp));
@@ -83,15 +84,18 @@ impl Remains {
         first
     }
 
-    fn exports(&self, qmp: &mut Qmp) -> Result<()> {
+    /// Nobody reads the disks any more, and the bitmaps beside them are free.
+    pub(super) fn exports(&self, qmp: &mut Qmp) -> Result<()> {
         let all: Vec<Named> = qmp.ask("query-block-exports", json!({}))?;
         let ours = all.iter().filter(|one| one.id.starts_with(&self.prefix));
         ours.map(|one| remove_export(qmp, &one.id)).fold(Ok(()), Result::and)
     }
 
-    fn jobs(&self, qmp: &mut Qmp) -> Result<()> {
+    /// Ends our jobs whose names go on like that.
+    fn jobs(&self, qmp: &mut Qmp, kind: &str) -> Result<()> {
+        let prefix = format!("{}{kind}", self.prefix);
         let all: Vec<Job> = qmp.ask("query-jobs", json!({}))?;
-        let ours = all.iter().filter(|job| job.id.starts_with(&self.prefix));
+        let ours = all.iter().filter(|job| job.id.starts_with(&prefix));
         let end = |job: &Job| match job.status.as_str() {
             "concluded" => qmp.run("job-dismiss", json!({ "id": job.id })).map(drop),
             _ => cancel(qmp, &job.id),

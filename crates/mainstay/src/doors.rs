@@ -72,12 +72,20 @@ pub trait Person: Send {
     fn line(&mut self, question: &str) -> Result<String>;
 }
 
-/// Set from outside, by a signal, and polled by everything that takes long.
+/// Set from outside, by signals, and polled by everything that takes long.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(pub Arc<AtomicBool>);
+pub struct Cancel {
+    pub first: Arc<AtomicBool>,
+    /// For what takes the first one for a polite question.
+    pub second: Arc<AtomicBool>,
+}
 
 impl Cancel {
     pub fn asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.first.load(Ordering::Relaxed)
+    }
+
+    pub fn insisted(&self) -> bool {
+        self.second.load(Ordering::Relaxed)
     }
 }

@@ -3,8 +3,8 @@
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mainstay_core::{Code, Error, Result};
 use mainstay_workloads::armed::unless_armed;
@@ -24,17 +24,18 @@ type Before = Option<(OwnedFd, Termios)>;
 
 /// Hears signals from now on, and tells of them through what it returns.
 pub(crate) fn listen() -> Result<Cancel> {
-    let cancel = Cancel(Arc::new(AtomicBool::new(false)));
+    let cancel = Cancel::default();
     let fail = |error| Error::io("cannot listen to signals", error);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(fail)?;
-    let asked = Arc::clone(&cancel.0);
+    let asked = cancel.clone();
     let thread = std::thread::Builder::new().name("signals".into());
     thread.spawn(move || signals.forever().for_each(|_signal| heard(&asked))).map_err(fail)?;
     Ok(cancel)
 }
 
-fn heard(asked: &AtomicBool) {
-    let first = !asked.swap(true, Ordering::Relaxed);
+fn heard(cancel: &Cancel) {
+    let first = !cancel.first.swap(true, Ordering::Relaxed);
+    cancel.second.store(!first, Ordering::Relaxed);
     let question = question();
     if first && question.is_none() {
         return;

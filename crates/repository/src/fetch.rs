@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mainstay_core::{Code, Error, Result, WriterId};
@@ -43,6 +44,8 @@ pub(crate) struct Fetch {
     staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
     /// Whom the headers of contested groups name.
     owners: Mutex<HashMap<GroupId, WriterId>>,
+    /// Of blocks, as they are stored.
+    bytes_fetched: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -65,7 +68,12 @@ impl Fetch {
             segments: SharedCache::new(SEGMENTS_BYTES),
             staged: Mutex::default(),
             owners: Mutex::default(),
+            bytes_fetched: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn bytes_fetched(&self) -> u64 {
+        self.bytes_fetched.load(Ordering::Relaxed)
     }
 
     /// Makes a pack readable before the log names it.
@@ -160,6 +168,7 @@ impl Fetch {
     fn block(&self, pack: &PackId, block: &Block) -> Result<Vec<u8>> {
         let range = block.offset..block.offset + u64::from(block.length);
         let bytes = self.shared.store.get(&names::pack(pack), range)?;
+        self.bytes_fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if block_digest(&bytes) == block.digest {
             Ok(bytes)
         } else {

@@ -52,7 +52,7 @@ pub use format::pack::PackId;
 pub use journal::{Hole, Journal, JournalWriter, StreamId, Stretch};
 pub use keys::FamilyId;
 pub use points::{Hold, Note, PointInfo};
-pub use read::{Change, ChangeKind, Diff, Entry, PointReader, PointSource, Walk, diff};
+pub use read::{Change, ChangeKind, Diff, Entry, PointReader, PointSource, StoredBlocks, Walk, diff};
 pub use repository::{Options, Repository, Role, Stats, Unlock, WriterInfo};
 pub use shared::Tuning;
 pub use verify::{VerifyReport, VerifyScope};

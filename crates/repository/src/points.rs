@@ -72,6 +72,8 @@ pub enum Note {
         how: String,
         seconds: u64,
     },
+    /// What a boot from the point read, in the words of whoever recorded it; takes the place of an earlier one.
+    Boot(String),
 }
 
 /// A stored point, checked, with its body where the holder can open it.

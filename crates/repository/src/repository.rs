@@ -277,6 +277,17 @@ impl Repository {
         PointWriter::new(Arc::clone(&self.fetch), Arc::clone(&self.points), request)
     }
 
+    /// What a boot from the point read, if one was noted.
+    pub fn boot(&self, point: &PointId) -> Result<Option<String>> {
+        let state = self.shared.state();
+        let notes = state.point(point).map(|point| point.notes.as_slice()).unwrap_or_default();
+        let reads = notes.iter().find_map(|(_, note)| match note {
+            StoredNote::Boot(reads) => Some(reads),
+            _ => None,
+        });
+        reads.map(|reads| reads.open(&self.shared.ring)).transpose()
+    }
+
     /// Appends a fact about a point.
     pub fn note(&self, point: &PointId, note: &Note) -> Result<()> {
         let hold = random_id()?;
@@ -291,6 +302,7 @@ impl Repository {
             Note::Proven { how, seconds } => {
                 StoredNote::Proven { how: self.shared.seal_text(&how)?, seconds }
             }
+            Note::Boot(reads) => StoredNote::Boot(self.shared.seal_text(&reads)?),
         };
         let power = if matches!(note, StoredNote::Release(_)) { Powers::EXPIRE } else { Powers::WRITE };
         self.append(power, &mut |state| match state.point(point) {

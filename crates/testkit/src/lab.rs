@@ -17,7 +17,7 @@ mod storage;
 mod writer;
 mod writers;
 
-pub use disk::{FileSystem, Fsck, blank, compare, formatted, to_raw};
+pub use disk::{FileSystem, Fsck, blank, compare, formatted, rebase_unseen, to_raw};
 pub use far::{Cable, FarQemu, Side, certificates};
 pub use guest::{Bus, Guest, GuestPlan};
 pub use image::GuestImage;

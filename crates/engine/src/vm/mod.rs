@@ -3,6 +3,7 @@
 mod along;
 mod apply;
 mod backup;
+mod boot;
 mod disks;
 mod fstab;
 mod in_place;
@@ -21,12 +22,13 @@ mod view;
 
 pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
 pub use backup::{MachineBackup, MachinePoint, backup_machine, random_id, root_of};
+pub use boot::Boot;
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use in_place::{
     InPlacePlan, PresentDisk, RestoredInPlace, UNDO_TAG, plan_in_place, restore_in_place, shut_down,
 };
 pub use inside::{Inside, Keys};
-pub use instant::{Instant, Proof, ProofRequest, machine, prove};
+pub use instant::{Cost, Instant, Proof, ProofRequest, is_whole, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use recover::{

@@ -59,7 +59,7 @@ pub(crate) enum Level {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mainstay vm backup --host qemu:///system web db
-  mainstay vm backup --host qemu:///system --all --tag nightly
+  mainstay vm backup --host qemu:///system --all --tag nightly --prove=10%
   mainstay vm backup --host qmp:/run/web.qmp,agent=/run/web.agent,name=web web
   mainstay vm backup --host dir:/srv/images --all
   mainstay vm backup --host qmp:tcp://10.0.0.5:4444,tls=/etc/mainstay/pki,host-scratch=/var/lib/backup,name=web web
@@ -107,6 +107,20 @@ pub(crate) struct VmBackup {
     /// Read a disk whole after so many increments; 0: never
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub scan_every: u32,
+    /// Afterwards start the new points one by one, as `vm prove` does; with SHARE, such as 10%, only so many of them,
+    /// those first whose machines were proven longest ago
+    #[arg(
+        long,
+        value_name = "SHARE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "100%",
+        value_parser = share
+    )]
+    pub prove: Option<u8>,
+    /// With --prove: how long to wait for the agent of each
+    #[arg(long, value_name = "TIME", default_value = "10m", requires = "prove")]
+    pub prove_wait: String,
     /// The workload's name [default: the machine's]
     #[arg(long, value_name = "WORKLOAD", conflicts_with = "all")]
     pub name: Option<String>,
@@ -153,6 +167,12 @@ pub(crate) struct VmReceive {
     /// Copy a disk whole after so many increments; 0: never
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub scan_every: u32,
+}
+
+/// A share in percent.
+fn share(text: &str) -> Result<u8, String> {
+    let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    percent.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| "write it from 1% to 100%".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -239,16 +259,17 @@ pub(crate) struct VmRestore {
 }
 
 /// What runs the guest's code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Accel {
     /// The processor's own virtualisation if it works, which is tried
+    #[default]
     Auto,
     Kvm,
     /// Software
     Tcg,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct Shape {
     /// Memory in MiB [default: the machine's own]
     #[arg(long, value_name = "MIB")]
@@ -268,12 +289,14 @@ pub(crate) struct Shape {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  mainstay vm run web@latest --dir /srv/web              runs until it is shut down, or Ctrl-C
+  mainstay vm run web@latest --dir /srv/web              runs until it is shut down
   mainstay vm run web@latest --dir /srv/web --home       and copy it home while it runs
   mainstay vm run web@latest --dir /srv/web --memory 4096 --cpus 2 --network
 
-Its disks are read from the repository as it needs them; what it writes goes into DIR/DISK.qcow2. The same command in
-the same directory goes on where it was left. After --home those files are the whole disks and need nothing else.")]
+Its disks are read from the repository as it needs them; what it writes goes into DIR/DISK.qcow2. Ctrl-C presses its
+power button and waits for it to shut down; a second one switches it off. Should Mainstay die, the machine stays and
+waits for what it has not read yet: the same command in the same directory goes on with it, and with what an earlier
+run wrote there. After --home those files are the whole disks and need nothing else, neither Mainstay nor repository.")]
 pub(crate) struct VmRun {
     #[arg(help = POINT_HELP)]
     pub point: String,
@@ -288,6 +311,9 @@ pub(crate) struct VmRun {
     /// Copy everything home while it runs
     #[arg(long)]
     pub home: bool,
+    /// End when everything is home, and leave the machine running
+    #[arg(long, requires = "home")]
+    pub leave: bool,
     /// How long to wait for the guest's agent
     #[arg(long, value_name = "TIME", default_value = "10m")]
     pub wait: String,
@@ -298,7 +324,9 @@ pub(crate) struct VmRun {
   mainstay vm prove web@latest
   mainstay vm prove web@latest --check 'systemctl is-active nginx' --screenshot web.png
 
-The machine has no network, and nothing of the run is kept. `mainstay status` shows when a workload was last proven.")]
+The machine has no network, and nothing of the run is kept but the order in which it reads, so that `vm run` can read
+ahead. When it fails, its console and its screen are kept, and the exit status is 1. `mainstay status` shows when a
+workload was last proven.")]
 pub(crate) struct VmProve {
     #[arg(help = POINT_HELP)]
     pub point: String,

@@ -94,6 +94,8 @@ pub enum Line {
     Hole(databases::Hole),
     /// A point was proven.
     Proven(machines::Proven),
+    /// A point was to be proven, and was not.
+    Unproven(machines::Unproven),
     /// What opens the repository.
     Key(Key),
     /// Whoever may write.

@@ -194,11 +194,15 @@ pub struct MachineRunning {
     pub workload: String,
     /// From the start to the first answer of the guest's agent; null when it did not answer in time.
     pub seconds: Option<f64>,
-    /// Read from the repository until then.
+    /// What the machine has read until then.
     pub bytes_read: u64,
+    /// What was fetched from the repository for it: stored bytes, mostly compressed.
+    pub bytes_fetched: u64,
     pub directory: String,
     /// The process of the machine.
     pub process: u32,
+    /// An earlier run had started it.
+    pub joined: bool,
 }
 
 /// The disks of a running machine are where it runs, and need the repository no more.
@@ -219,6 +223,18 @@ pub struct Proven {
     /// Until the last check had passed: the measured recovery time.
     pub seconds: u64,
     pub checks: u64,
-    /// Read from the repository for it.
+    /// What the machine has read.
     pub bytes_read: u64,
+    /// What was fetched from the repository for it: stored bytes, mostly compressed.
+    pub bytes_fetched: u64,
+}
+
+/// A point was started, and the machine did not come up or failed a check.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Unproven {
+    pub point: String,
+    pub workload: String,
+    pub why: String,
+    /// Where to look.
+    pub hint: Option<String>,
 }

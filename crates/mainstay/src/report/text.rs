@@ -14,7 +14,7 @@ use super::lines::{
 };
 use super::machines::{
     CapturedDisk, Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineReceived, MachineRecovered,
-    MachineRestored, MachineRunning, Proven,
+    MachineRestored, MachineRunning, Proven, Unproven,
 };
 
 /// Digits of an id that people see; enough to name it again.
@@ -84,6 +84,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Recoverable(span) => databases::recoverable(span, zone),
         Line::Hole(hole) => databases::hole(hole, zone),
         Line::Proven(proof) => proven(proof),
+        Line::Unproven(proof) => unproven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,
         Line::Item(_)
         | Line::Verdict(_)
@@ -243,13 +244,12 @@ fn machine_recovered(recovered: &MachineRecovered) -> String {
 
 fn machine_running(running: &MachineRunning) -> String {
     let (workload, directory) = (clean(&running.workload), clean(&running.directory));
-    let read = bytes(running.bytes_read);
+    let read = bytes(running.bytes_fetched);
     match running.seconds {
         Some(taken) => {
-            format!(
-                "{workload} is up after {}, {read} read from the repository · {directory}\n",
-                seconds(taken)
-            )
+            let how = if running.joined { "still runs, answered" } else { "is up" };
+            let taken = seconds(taken);
+            format!("{workload} {how} after {taken}, {read} read from the repository · {directory}\n")
         }
         None => format!("{workload} runs, but its agent does not answer · {read} read · {directory}\n"),
     }
@@ -263,8 +263,14 @@ fn proven(proof: &Proven) -> String {
         seconds(proof.boot_seconds),
         counted(proof.checks, "check", "checks"),
         proof.seconds,
-        bytes(proof.bytes_read)
+        bytes(proof.bytes_fetched)
     )
+}
+
+fn unproven(proof: &Unproven) -> String {
+    let (point, workload) = (short(&proof.point), clean(&proof.workload));
+    let hint = proof.hint.as_ref().map(|hint| format!("  {}\n", clean(hint))).unwrap_or_default();
+    format!("point {point} of {workload} is not proven: {}\n{hint}", clean(&proof.why))
 }
 
 fn machine_restored(restored: &MachineRestored) -> String {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use mainstay_testkit::lab::Guest;
+use mainstay_testkit::lab::{Guest, GuestImage};
 use serde_json::Value;
 
 /// A home with a repository that a generated key opens.
@@ -13,7 +13,9 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Self {
-        let home = Self { directory: tempfile::tempdir().unwrap() };
+        // Short, because the paths of sockets are.
+        let home = Self { directory: tempfile::Builder::new().prefix("ms-").tempdir().unwrap() };
+        std::fs::create_dir(home.at("tmp")).unwrap();
         home.run(&["init", "--generate-key", "--kit", "kit"]);
         home
     }
@@ -26,6 +28,7 @@ impl Home {
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
         command.env_clear().env("HOME", self.directory.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("TMPDIR", self.at("tmp"));
         for kind in ["DATA", "CONFIG", "STATE", "CACHE"] {
             command.env(format!("XDG_{kind}_HOME"), self.at(kind));
         }
@@ -53,6 +56,14 @@ impl Home {
         let line = lines.into_iter().find(|line| line["type"] == "machine_captured").unwrap();
         println!("{machine} stood still for {} ms; {}", line["frozen_milliseconds"], modes(&line).join(", "));
         line
+    }
+
+    /// Takes a point of the small guest, shut down, as the machine `web`.
+    pub(crate) fn back_up_image(&self) {
+        let images = self.at("images");
+        std::fs::create_dir_all(images.join("web")).unwrap();
+        GuestImage::get().unwrap().copy_disk(&images.join("web/vda.qcow2")).unwrap();
+        self.run(&["vm", "backup", "--host", &format!("dir:{}", images.display()), "web"]);
     }
 
     /// Writes the disks of a point to images; where they are.

@@ -5,3 +5,5 @@
 mod home;
 mod kills;
 mod points;
+mod proof;
+mod run;

@@ -150,8 +150,8 @@ fn status_answers_and_tells_what_is_overdue() {
 fn a_cancelled_backup_leaves_no_point_and_exits_130() {
     let machine = Machine::with_repository();
     machine.write("home/d/a", "x");
-    machine.cancel.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    machine.cancel.first.store(true, std::sync::atomic::Ordering::Relaxed);
     machine.run(&["backup", "home/d"]).failed(130, "stopped");
-    machine.cancel.0.store(false, std::sync::atomic::Ordering::Relaxed);
+    machine.cancel.first.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(machine.run(&["--json", "points"]).ok().json().len(), 0);
 }

@@ -143,6 +143,7 @@ pub(crate) enum StoredNote {
     Release(Id16),
     Verified { read_data: bool },
     Proven { how: SealedText, seconds: u64 },
+    Boot(SealedText),
 }
 
 impl Change {
@@ -378,6 +379,10 @@ impl StoredNote {
                 how.encode(out);
                 out.u64(*seconds);
             }
+            Self::Boot(reads) => {
+                out.u8(7);
+                reads.encode(out);
+            }
         }
     }
 
@@ -393,6 +398,7 @@ impl StoredNote {
             4 => Self::Release(input.id()?),
             5 => Self::Verified { read_data: input.u8()? != 0 },
             6 => Self::Proven { how: SealedText::decode(input)?, seconds: input.u64()? },
+            7 => Self::Boot(SealedText::decode(input)?),
             kind => {
                 let what = format!("the log has a note of kind {kind}, which this version does not know");
                 return Err(Error::new(Code::TooNew, what));

@@ -349,6 +349,10 @@ impl State {
             }
             Change::Note { point, note } => {
                 if let Some(point) = self.points.get_mut(&point) {
+                    if matches!(note, StoredNote::Boot(_)) {
+                        // The last one says it all, and they are long.
+                        point.notes.retain(|(_, note)| !matches!(note, StoredNote::Boot(_)));
+                    }
                     point.notes.push((time, note));
                 }
             }

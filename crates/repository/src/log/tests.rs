@@ -338,6 +338,7 @@ fn every_change() -> Vec<Change> {
         StoredNote::Release(id),
         StoredNote::Verified { read_data: true },
         StoredNote::Proven { how: reason(), seconds: 9 },
+        StoredNote::Boot(text("@766461 0+3")),
     ];
     let Change::Commit { point: entry, .. } = commit(1) else { unreachable!() };
     let mut changes = vec![

@@ -1,5 +1,6 @@
 //! Stored content with random access: what file browsing, instant recovery and the copying of disks read.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -15,7 +16,8 @@ use crate::format::segment::GroupId;
 /// So many runs are kept from one call to the next.
 const WINDOW_RUNS: usize = 1024;
 
-pub(crate) struct StoredBlocks {
+/// The content of an item, with random access.
+pub struct StoredBlocks {
     fetch: Arc<Fetch>,
     recipe: Recipe,
     size: u64,
@@ -48,6 +50,30 @@ struct Chunks {
 impl StoredBlocks {
     pub(crate) fn new(fetch: Arc<Fetch>, recipe: Recipe) -> Self {
         Self { size: recipe.bytes(), fetch, recipe, window: Mutex::default() }
+    }
+
+    /// Has whatever the ranges need in memory soon, as far as the cache goes, in the order in which packs hold it. Bytes
+    /// beyond the end do not count. Returns how many bytes that takes in the cache.
+    pub fn warm(&self, ranges: &[Range<u64>]) -> Result<u64> {
+        let mut wanted = BTreeSet::new();
+        for range in ranges {
+            let range = range.start..range.end.min(self.size);
+            if range.is_empty() {
+                continue;
+            }
+            for place in self.places(&range)?.iter() {
+                let at = place.range();
+                let both = at.start.max(range.start)..at.end.min(range.end);
+                if both.is_empty() || !matches!(place.run, Run::Chunks { .. }) {
+                    continue;
+                }
+                let chunks = self.chunks(place)?;
+                let within = both.start - at.start..both.end - at.start;
+                wanted.extend(chunks.segments(&within).map(|ordinal| (chunks.group, ordinal)));
+            }
+        }
+        let segments = wanted.iter().map(|(group, ordinal)| self.fetch.segment(group, *ordinal));
+        segments.map(|segment| segment.map(|segment| segment.len() as u64)).sum()
     }
 
     /// The runs that hold `range`, which is not empty and lies within the content.
@@ -140,6 +166,14 @@ impl StoredBlocks {
 }
 
 impl Chunks {
+    /// The segments that hold some of the run's bytes.
+    fn segments(&self, within: &Range<u64>) -> impl Iterator<Item = u32> {
+        let first = self.ends.partition_point(|end| *end <= within.start);
+        let last = self.ends.partition_point(|end| *end < within.end);
+        let slots = (first..=last).map(|index| self.first.saturating_add(index as u32));
+        slots.filter_map(|slot| self.directory.place(slot)).map(|place| place.ordinal)
+    }
+
     /// Copies a chunk from its byte `skip` on to the front of `buffer`. Returns how much that was, never 0.
     fn copy(&self, fetch: &Fetch, slot: u32, skip: usize, buffer: &mut [u8]) -> Result<usize> {
         let missing = || Error::integrity(format!("slot {slot} of group {} cannot be found", self.group));

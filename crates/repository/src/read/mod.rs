@@ -8,6 +8,7 @@ pub(crate) mod same;
 mod source;
 mod stream;
 
+pub use blocks::StoredBlocks;
 pub use diff::{Change, ChangeKind, Diff, diff};
 pub(crate) use point::Lost;
 pub use point::{Entry, PointReader, Walk};

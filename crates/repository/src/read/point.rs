@@ -251,10 +251,20 @@ impl PointReader {
     /// The content of an item of this point, with random access. Reads are checked, cached a little, and may come from
     /// several threads.
     pub fn blocks(&self, entry: &Entry) -> Result<Box<dyn Blocks>> {
+        Ok(Box::new(self.stored_blocks(entry)?))
+    }
+
+    /// Like [`PointReader::blocks`], for who wants to have something read ahead.
+    pub fn stored_blocks(&self, entry: &Entry) -> Result<StoredBlocks> {
         if !entry.has_body {
             return Err(Error::new(Code::Usage, format!("{} has no content", entry.path)));
         }
-        Ok(Box::new(StoredBlocks::new(Arc::clone(&self.fetch), entry.recipe.clone())))
+        Ok(StoredBlocks::new(Arc::clone(&self.fetch), entry.recipe.clone()))
+    }
+
+    /// Bytes of packs that were fetched so far, by this reader and every other one of the same open repository.
+    pub fn bytes_fetched(&self) -> u64 {
+        self.fetch.bytes_fetched()
     }
 
     /// The items of the selection in order, with the directories above them; everything when it is empty.

@@ -42,6 +42,13 @@ pub fn to_raw(image: &Path, raw: &Path) -> Result<()> {
     process::run("qemu-img", ["convert", "-U", "-O", "raw", &image, &raw]).map(drop)
 }
 
+/// Lays an image over a raw one, whatever it lay over before; nothing is read or written but that name.
+pub fn rebase_unseen(image: &Path, base: &Path) -> Result<()> {
+    let words = ["rebase", "-u", "-F", "raw", "-b"].map(std::ffi::OsStr::new);
+    let words = words.into_iter().chain([base.as_os_str(), image.as_os_str()]);
+    process::run("qemu-img", words).map(drop)
+}
+
 /// Errors: [`Code::Integrity`] when a machine would see different bytes in the two images. One may be in use, as long as
 /// nobody writes to it.
 pub fn compare(one: &Path, other: &Path) -> Result<()> {

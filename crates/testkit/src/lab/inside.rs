@@ -24,7 +24,8 @@ pub struct Ran {
 }
 
 impl Inside {
-    pub(super) fn new(socket: &Path) -> Self {
+    /// The inside of a guest whose port `org.mainstay.test.0` is this socket.
+    pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned() }
     }
 

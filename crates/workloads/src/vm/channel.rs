@@ -59,6 +59,10 @@ impl Limit {
         let value = rustix::time::timerfd_gettime(&self.alarm).map(|set| set.it_value);
         value.ok().and_then(|value| Duration::try_from(value).ok()).unwrap_or_default()
     }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.rest().is_zero()
+    }
 }
 
 impl Channel {

@@ -38,7 +38,9 @@ pub use machine::{Console, Firmware, Interface, Machine, MachineDisk, RawDocumen
 pub use mainstay_nbd::Address;
 pub use mark::{DiskMark, Marks};
 pub use overwrite::Overwrite;
-pub use qemu::{Accelerator, Emulator, EmulatorPlan, Link, QemuHost, QemuMachine, Received, overlay};
+pub use qemu::{
+    Accelerator, Emulator, EmulatorPlan, Link, Place, QemuHost, QemuMachine, Received, Run, is_home, overlay,
+};
 pub use shape::{Identity, Random, Shape};
 pub use source::{DISKS, MACHINE, NVRAM, VmSource, disk_path};
 pub use stage::Stage;

@@ -1,15 +1,17 @@
 //! `mainstay vm backup`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{Code, Consistency, Error, Progress, Result};
 use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
-use mainstay_repository::Repository;
+use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineSummary};
 
 use super::super::{Done, backup as files, check_tag, duration};
 use super::hosts;
-use crate::args::{Left, Level, VmBackup};
+use super::run::{Proof, prove_one};
+use crate::args::{Left, Level, Shape, VmBackup};
 use crate::inside::Looking;
 use crate::report::lines::{self, Line, Totals};
 use crate::report::machines;
@@ -17,6 +19,7 @@ use crate::session::Session;
 
 pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
     let places = session.places()?;
+    let share = arguments.prove.map(|percent| Ok((percent, duration(&arguments.prove_wait)?))).transpose()?;
     let request = request(arguments, session)?;
     let scratch = match &arguments.scratch {
         Some(directory) => session.doors.directory.join(directory),
@@ -27,11 +30,11 @@ pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
     let chosen = choose(arguments, &hosts)?;
     let repository = files::open(session, &places, false)?;
     let looking = Looking::new(&arguments.inside, &mut session.doors)?;
-    let mut failed = 0;
+    let (mut failed, mut made) = (0, Vec::new());
     for (host, machine) in &chosen {
         session.check_cancelled()?;
         match one(&repository, *host, machine, &request, &looking, session) {
-            Ok(()) => {}
+            Ok(point) => made.push(point),
             Err(error) if error.code() == Code::Cancelled || chosen.len() == 1 => return Err(error),
             Err(error) => {
                 failed += 1;
@@ -39,11 +42,57 @@ pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
             }
         }
     }
+    let proven = share.map_or(Ok(()), |share| prove(&repository, made, share, session));
     if failed == 0 {
-        return Ok(None);
+        return proven.map(|()| None);
     }
     let what = format!("{failed} of {} machines were not backed up", chosen.len());
     Err(Error::new(Code::Io, what).hint("the lines above say why; the others have their points"))
+}
+
+/// Starts a share of the new points and says how each of them did.
+fn prove(
+    repository: &Repository,
+    made: Vec<PointInfo>,
+    (percent, limit): (u8, Duration),
+    session: &Session,
+) -> Result<()> {
+    let made = longest_unproven(made, &repository.points()?, percent);
+    let mut failed = 0;
+    for point in &made {
+        session.check_cancelled()?;
+        let reader = repository.read(&point.id)?;
+        let wanted = Proof { limit, checks: Vec::new(), screenshot: None };
+        match prove_one(repository, &reader, &Shape::default(), wanted, session) {
+            Ok(()) => {}
+            Err(error) if error.code() == Code::Cancelled => return Err(error),
+            Err(error) => {
+                failed += 1;
+                session.report.line(&Line::Unproven(machines::Unproven {
+                    point: point.id.to_string(),
+                    workload: point.workload.name.clone(),
+                    why: error.chain().join(": "),
+                    hint: error.next_step().map(str::to_owned),
+                }));
+            }
+        }
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    let what = format!("{failed} of {} new points are not proven", made.len());
+    Err(Error::new(Code::Refused, what).hint("they are there all the same; the lines above say why"))
+}
+
+/// A share of the new points, rounded up: those of the machines that were proven longest ago.
+fn longest_unproven(mut made: Vec<PointInfo>, points: &[PointInfo], percent: u8) -> Vec<PointInfo> {
+    let last_proven = |point: &PointInfo| {
+        let same = points.iter().filter(|other| other.workload.id == point.workload.id);
+        same.filter_map(|other| other.proven).max()
+    };
+    made.sort_by_cached_key(last_proven);
+    made.truncate((made.len() * usize::from(percent)).div_ceil(100));
+    made
 }
 
 /// The machines meant, each with its host.
@@ -137,7 +186,7 @@ fn one(
     request: &MachineBackup,
     looking: &Looking,
     session: &Session,
-) -> Result<()> {
+) -> Result<PointInfo> {
     let began = session.doors.clock.monotonic();
     let progress: Arc<dyn Progress> = session.progress();
     let clock = &session.doors.clock;
@@ -168,5 +217,5 @@ fn one(
         counts: Totals::from(&point.counts),
         seconds: session.seconds_since(began),
     }));
-    Ok(())
+    Ok(point)
 }

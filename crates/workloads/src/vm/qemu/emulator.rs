@@ -1,17 +1,22 @@
 //! Machines that are started here: for instant recovery, and to prove that a point boots.
 
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin};
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Progress, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::Timespec;
 use serde_json::{Value, json};
 
 use super::super::agent::Agent;
+use super::super::channel::Limit;
 use super::super::machine::{Firmware, Machine, MachineDisk};
 use super::super::qmp::Qmp;
+use super::place::Place;
 use crate::armed::Armed;
 use crate::process::Program;
 
@@ -53,27 +58,27 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// A machine that runs here. Dropped, it is switched off.
+/// A machine that runs here. Dropped, it is switched off, unless somebody has [left](Emulator::leave) it to itself.
 pub struct Emulator {
-    child: Child,
-    _input: ChildStdin,
-    directory: PathBuf,
+    pid: u32,
+    process: OwnedFd,
+    /// `None` for a machine that an earlier run started.
+    child: Option<(Child, ChildStdin)>,
+    place: Place,
     disks: Vec<String>,
-    /// Nobody ends this process while the machine would be left without it.
-    _armed: Armed,
+    /// Nobody ends this process while the machine would be left without it. `None` for a machine that is left.
+    armed: Option<Armed>,
 }
 
 impl Emulator {
     /// Starts the machine: what it reads comes from the NBD server at the socket `server`, which offers each disk under
-    /// its name; what it writes goes into overlays in the directory.
+    /// its name; what it writes goes into overlays in the place. Disks that are whole there need no server.
     ///
     /// Errors: [`Code::Unsupported`] without QEMU, or for firmware that is not here; QEMU's own words when it does not
     /// start.
-    pub fn start(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Self> {
-        let failed = |error| Error::io(format!("cannot make {}", plan.directory.display()), error);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&plan.directory).map_err(failed)?;
+    pub fn start(machine: &Machine, server: &Path, plan: &EmulatorPlan, place: Place) -> Result<Self> {
         for disk in &machine.disks {
-            make_overlay(&plan.directory, disk)?;
+            make_overlay(&plan.directory, server, disk)?;
         }
         let log = plan.directory.join("qemu.log");
         let output = File::create(&log)
@@ -85,12 +90,39 @@ impl Emulator {
         // The shell joins QEMU's complaints to its output and is then QEMU itself.
         let program = Program::new("sh", Duration::MAX).arguments(["-c", "exec \"$0\" \"$@\" 2>&1", QEMU]);
         let (child, input) = program.arguments(words(machine, server, plan)?).attend(Some(output.into()))?;
-        let disks = machine.disks.iter().map(|disk| disk.name.clone()).collect();
-        let armed = Armed::new(format!("the machine {} to be switched off", machine.name));
-        let directory = plan.directory.clone();
-        let mut emulator = Self { child, _input: input, directory, disks, _armed: armed };
+        let pid = child.id();
+        let mut emulator = Self::of(machine, place, pid, Some((child, input)))?;
         emulator.wait_for_monitor()?;
         Ok(emulator)
+    }
+
+    /// Goes on with a machine that a run which died has left running in the place; otherwise gives the place back.
+    ///
+    /// Errors: [`Code::Conflict`] when it is another machine, or somebody else speaks to it.
+    pub fn join(machine: &Machine, place: Place) -> Result<std::result::Result<Self, Place>> {
+        let mut qmp = match Qmp::connect(&place.path().join("qmp").into()) {
+            Ok(qmp) => qmp,
+            Err(error) if error.code() == Code::NotFound => return Ok(Err(place)),
+            Err(error) => return Err(error),
+        };
+        let name = qmp.run("query-name", json!({}))?;
+        let peer = qmp.peer().filter(|_| name["name"] == name_of(machine));
+        let peer = peer.ok_or_else(|| {
+            let what = format!("another machine runs in {}", place.path().display());
+            Error::new(Code::Conflict, what).hint("shut it down, or choose another directory")
+        })?;
+        let pid = u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0);
+        Self::of(machine, place, pid, None).map(Ok)
+    }
+
+    fn of(machine: &Machine, place: Place, pid: u32, child: Option<(Child, ChildStdin)>) -> Result<Self> {
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let number = number.ok_or_else(|| Error::bug("a process has no number"))?;
+        let process = pidfd_open(number, PidfdFlags::empty())
+            .map_err(|errno| Error::io("cannot watch over QEMU", errno.into()))?;
+        let disks = machine.disks.iter().map(|disk| disk.name.clone()).collect();
+        let armed = Some(Armed::new(format!("the machine {} to be switched off", machine.name)));
+        Ok(Self { pid, process, child, place, disks, armed })
     }
 
     fn wait_for_monitor(&mut self) -> Result<()> {
@@ -103,38 +135,54 @@ impl Emulator {
             }
             std::thread::sleep(LOOK);
         }
-        let said = std::fs::read_to_string(self.directory.join("qemu.log")).unwrap_or_default();
+        let said = std::fs::read_to_string(self.at("qemu.log")).unwrap_or_default();
         let last = said.lines().last().unwrap_or("it said nothing").escape_debug().to_string();
         let hint = "is QEMU installed? On Debian it is the package qemu-system-x86";
         Err(Error::new(Code::Io, format!("QEMU does not start: {last}")).hint(hint))
     }
 
     fn monitor(&self) -> Result<Qmp> {
-        Qmp::connect(&self.directory.join("qmp").into())
+        Qmp::connect(&self.at("qmp").into())
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
     }
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// Where its overlays, its console and its sockets are.
+    pub fn directory(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Whether an earlier run started it.
+    pub fn is_joined(&self) -> bool {
+        self.child.is_none()
+    }
+
+    pub fn is_running(&self) -> bool {
+        let mut fds = [PollFd::new(&self.process, PollFlags::IN)];
+        // A process descriptor is readable once the process has ended.
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
     }
 
     /// Waits until the guest's agent answers; whether it did.
     ///
     /// Errors: [`Code::Cancelled`]; [`Code::Io`] when the machine ends instead.
-    pub fn wait_for_agent(&mut self, limit: Duration, progress: &dyn Progress) -> Result<bool> {
-        let looks = limit.as_millis() / LOOK.as_millis();
-        for _ in 0..=looks {
+    pub fn wait_for_agent(&self, limit: Duration, progress: &dyn Progress) -> Result<bool> {
+        let limit = Limit::new(limit)?;
+        while !limit.is_up() {
             progress.check()?;
             if !self.is_running() {
                 return Err(Error::new(Code::Io, "the machine ended before its agent answered")
-                    .hint(format!("its console is in {}", self.directory.join("console").display())));
+                    .hint(format!("its console is in {}", self.at("console").display())));
             }
             // The connection is taken before the agent is there, and then nobody answers for some seconds.
-            if Agent::connect(&self.directory.join("agent").into()).is_ok() {
+            if Agent::connect(&self.at("agent").into()).is_ok() {
                 return Ok(true);
             }
             std::thread::sleep(LOOK);
@@ -144,7 +192,7 @@ impl Emulator {
 
     /// Runs a command line in the guest's shell and returns its exit status.
     pub fn check(&self, line: &str, limit: Duration) -> Result<i64> {
-        Agent::connect(&self.directory.join("agent").into())?.shell(line, limit)
+        Agent::connect(&self.at("agent").into())?.shell(line, limit)
     }
 
     /// Writes what the machine's screen shows into a new PNG file.
@@ -154,40 +202,29 @@ impl Emulator {
             .map(drop)
     }
 
-    /// Copies what the disks still lack from the server, while the machine runs. Afterwards the server can go.
+    /// Copies what the disks still lack from the server, while the machine runs, and goes on with what an earlier run has
+    /// begun of it. Afterwards the server can go.
+    ///
+    /// `moved` hears how many bytes of a disk are there, and of how many.
     pub fn stream_home(&self, progress: &dyn Progress, moved: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let mut qmp = self.monitor()?;
         for name in &self.disks {
-            let job = format!("mainstay-home-{name}");
-            qmp.run(
-                "block-stream",
-                json!({ "job-id": job, "device": format!("over-{name}"), "auto-dismiss": false }),
-            )?;
-            loop {
-                progress.check()?;
-                let jobs: Vec<Value> = qmp.ask("query-jobs", json!({}))?;
-                let Some(found) = jobs.iter().find(|found| found["id"] == job.as_str()) else { break };
-                moved(number(&found["current-progress"]), number(&found["total-progress"]));
-                if found["status"] == "concluded" {
-                    let failed = found["error"].as_str().map(str::to_owned);
-                    qmp.run("job-dismiss", json!({ "id": job }))?;
-                    if let Some(failed) = failed {
-                        let what = format!("the disk {name} could not be copied: {}", failed.escape_debug());
-                        return Err(Error::new(Code::Io, what));
-                    }
-                    break;
+            let (job, over, base) = (format!("mainstay-home-{name}"), over(name), base(name));
+            let jobs: Vec<Value> = qmp.ask("query-jobs", json!({}))?;
+            if !jobs.iter().any(|found| found["id"] == job.as_str()) {
+                let nodes: Vec<Value> = qmp.ask("query-named-block-nodes", json!({ "flat": true }))?;
+                if !nodes.iter().any(|node| node["node-name"] == base.as_str()) {
+                    continue;
                 }
-                std::thread::sleep(LOOK);
+                let stream = json!({ "job-id": job, "device": over, "auto-dismiss": false });
+                qmp.run("block-stream", stream)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Waits until the machine ends by itself.
-    pub fn wait(&mut self, progress: &dyn Progress) -> Result<()> {
-        while self.is_running() {
-            progress.check()?;
-            std::thread::sleep(LOOK);
+            follow(&mut qmp, &job, progress, moved)
+                .map_err(|error| error.during(format!("cannot copy the disk {name} home")))?;
+            // What the image says of itself has to be on the disk before anybody may rely on it.
+            let flush = json!({ "command-line": format!("qemu-io {over} flush") });
+            qmp.run("human-monitor-command", flush)?;
+            qmp.run("blockdev-del", json!({ "node-name": base }))?;
         }
         Ok(())
     }
@@ -196,22 +233,52 @@ impl Emulator {
     pub fn power_button(&self) -> Result<()> {
         self.monitor()?.run("system_powerdown", json!({})).map(drop)
     }
+
+    /// Lets the machine run on by itself. Another run in the same place can join it.
+    pub fn leave(mut self) {
+        self.armed = None;
+    }
+
+    /// In order if it can be, so that what was written is in the overlays.
+    fn switch_off(&self) {
+        let _killed_below = self.monitor().and_then(|mut qmp| qmp.run("quit", json!({})));
+        for _ in 0..25 {
+            if !self.is_running() {
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+        let _gone = pidfd_send_signal(&self.process, Signal::KILL);
+    }
 }
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        if self.is_running() {
-            // In order if it can be, so that what was written is in the overlays.
-            let _killed_below = self.monitor().and_then(|mut qmp| qmp.run("quit", json!({})));
-            for _ in 0..25 {
-                if !self.is_running() {
-                    return;
-                }
-                std::thread::sleep(LOOK);
-            }
+        if self.armed.is_none() {
+            return;
         }
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
+        if self.is_running() {
+            self.switch_off();
+        }
+        if let Some((child, _)) = &mut self.child {
+            let _reaped = child.wait();
+        }
+    }
+}
+
+/// Waits for the end of a job.
+fn follow(qmp: &mut Qmp, job: &str, progress: &dyn Progress, moved: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    loop {
+        progress.check()?;
+        let jobs: Vec<Value> = qmp.ask("query-jobs", json!({}))?;
+        let Some(found) = jobs.iter().find(|found| found["id"] == job) else { return Ok(()) };
+        moved(number(&found["current-progress"]), number(&found["total-progress"]));
+        if found["status"] == "concluded" {
+            let failed = found["error"].as_str().map(|why| why.escape_debug().to_string());
+            qmp.run("job-dismiss", json!({ "id": job }))?;
+            return failed.map_or(Ok(()), |why| Err(Error::new(Code::Io, why)));
+        }
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -219,8 +286,9 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
-/// The file that takes what the machine writes. One that is there goes on being used.
-fn make_overlay(directory: &Path, disk: &MachineDisk) -> Result<()> {
+/// The file that takes what the machine writes. One that is there goes on being used. Its header names the server, so
+/// that nobody takes what is not in it for zeros.
+fn make_overlay(directory: &Path, server: &Path, disk: &MachineDisk) -> Result<()> {
     let path = overlay(directory, &disk.name);
     if path.exists() {
         return Ok(());
@@ -228,8 +296,39 @@ fn make_overlay(directory: &Path, disk: &MachineDisk) -> Result<()> {
     let size = disk
         .size
         .ok_or_else(|| Error::integrity(format!("the size of the disk {} is not known", disk.name)))?;
-    let program = Program::new("qemu-img", TOOL).arguments(["create", "-q", "-f", "qcow2"]);
-    program.argument(path).argument(size.to_string()).run_well().map(drop)
+    let backing = json!({ "driver": "nbd", "export": disk.name,
+        "server": { "type": "unix", "path": server.display().to_string() } });
+    let backing = format!("json:{backing}");
+    let program =
+        Program::new("qemu-img", TOOL).arguments(["create", "-q", "-u", "-f", "qcow2", "-F", "raw"]);
+    program.argument("-b").argument(backing).argument(path).argument(size.to_string()).run_well().map(drop)
+}
+
+/// Whether the disk is whole where the machine runs, and needs no server.
+pub fn is_home(directory: &Path, disk: &str) -> Result<bool> {
+    let path = overlay(directory, disk);
+    if !path.exists() {
+        return Ok(false);
+    }
+    // It may be in use, by a machine that an earlier run has left.
+    let program = Program::new("qemu-img", TOOL).arguments(["info", "-U", "--output=json"]).argument(&path);
+    let told: Value = serde_json::from_slice(&program.run_well()?).unwrap_or_default();
+    if told["format"] != "qcow2" {
+        return Err(Error::integrity(format!("{} is no overlay", path.display())));
+    }
+    Ok(told.get("backing-filename").is_none())
+}
+
+fn base(disk: &str) -> String {
+    format!("base-{disk}")
+}
+
+fn over(disk: &str) -> String {
+    format!("over-{disk}")
+}
+
+fn name_of(machine: &Machine) -> String {
+    format!("mainstay-{}", machine.name.replace(',', "_"))
 }
 
 /// Where the overlay of a disk lies.
@@ -250,7 +349,7 @@ fn words(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Vec<St
     let mut words: Vec<String> =
         ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"].map(str::to_owned).into();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
-    add("-name", format!("mainstay-{}", machine.name.replace(',', "_")));
+    add("-name", name_of(machine));
     add("-machine", format!("q35,accel={accelerator}"));
     add("-cpu", processor.into());
     add("-m", memory.max(64).to_string());
@@ -269,22 +368,27 @@ fn words(machine: &Machine, server: &Path, plan: &EmulatorPlan) -> Result<Vec<St
     add("-device", "virtio-scsi-pci,id=scsi".into());
     for (number, disk) in machine.disks.iter().enumerate() {
         let name = &disk.name;
-        let server = json!({ "type": "unix", "path": server.display().to_string() });
-        let base = json!({ "driver": "nbd", "node-name": format!("base-{name}"), "server": server,
-            "export": name, "reconnect-delay": RECONNECT, "read-only": true });
         let file =
             json!({ "driver": "file", "filename": overlay(&plan.directory, name).display().to_string() });
-        let over = json!({ "driver": "qcow2", "node-name": format!("over-{name}"), "file": file,
-            "backing": format!("base-{name}"), "discard": "unmap" });
-        add("-blockdev", base.to_string());
-        add("-blockdev", over.to_string());
+        let backing = if is_home(&plan.directory, name)? {
+            Value::Null
+        } else {
+            let server = json!({ "type": "unix", "path": server.display().to_string() });
+            let node = json!({ "driver": "nbd", "node-name": base(name), "server": server,
+                "export": name, "reconnect-delay": RECONNECT, "read-only": true });
+            add("-blockdev", node.to_string());
+            json!(base(name))
+        };
+        let node = json!({ "driver": "qcow2", "node-name": over(name), "file": file,
+            "backing": backing, "discard": "unmap" });
+        add("-blockdev", node.to_string());
         let kind = device(plan.bus.as_deref().or(disk.bus.as_deref()));
         let serial = disk
             .serial
             .as_deref()
             .filter(|serial| serial.chars().all(|letter| letter.is_ascii_alphanumeric()));
         let serial = serial.map_or_else(|| format!("mainstay{number}"), str::to_owned);
-        add("-device", format!("{kind},drive=over-{name},serial={serial},bootindex={}", number + 1));
+        add("-device", format!("{kind},drive={},serial={serial},bootindex={}", over(name), number + 1));
     }
     words.extend(plan.options.iter().cloned());
     Ok(words)

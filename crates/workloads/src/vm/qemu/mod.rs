@@ -12,6 +12,7 @@ mod disks;
 mod emulator;
 mod hold;
 mod link;
+mod place;
 mod push;
 pub(super) mod script;
 mod snapshot;
@@ -36,8 +37,9 @@ use super::qmp::Qmp;
 use super::run_dir;
 use super::watch::RESERVE;
 
-pub use emulator::{Accelerator, Emulator, EmulatorPlan, overlay};
+pub use emulator::{Accelerator, Emulator, EmulatorPlan, is_home, overlay};
 pub use link::Link;
+pub use place::{Place, Run};
 pub use push::Received;
 pub(super) use undo::Remains;
 

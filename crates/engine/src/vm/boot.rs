@@ -119,8 +119,8 @@ impl Boot {
 }
 
 fn unhex(text: &str) -> Option<String> {
-    let digits = text.as_bytes().chunks(2);
-    let bytes = digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    let (digits, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let bytes = digits.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
     String::from_utf8(bytes.collect::<Option<Vec<u8>>>()?).ok()
 }
 

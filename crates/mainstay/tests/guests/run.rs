@@ -151,9 +151,13 @@ fn what_comes_home_is_the_point_with_what_was_written_over_it() {
     let mut second = Run::start(&home, &["--home", "--wait", "1s", "--qemu", "-S"]);
     assert_eq!(second.running()["seconds"], Value::Null);
     second.line("machine_home");
-    second.signal();
-    second.signal();
-    assert_eq!(second.end().code(), Some(130), "nobody listens to the power button");
+    // Nobody listens to the power button. Signals that come at once are one.
+    let ended = patiently("the end", PATIENCE, || {
+        second.signal();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        Ok(second.program.try_wait().unwrap())
+    });
+    assert_eq!(ended.unwrap().code(), Some(130));
     assert!(!second.machine_runs());
 
     home.run(&["vm", "restore", "web@latest", "--to", "base"]);

@@ -7,6 +7,7 @@ pub mod find;
 pub mod follow;
 mod mirror;
 pub mod postgres;
+pub mod mount;
 pub mod restore;
 pub mod retention;
 pub mod status;

@@ -1,6 +1,8 @@
 //! Looking into a recovery point, whatever lies in it: the items of a point, or the files inside the disks of one.
 
-use mainstay_core::{Code, Error, ItemPath, Metadata, Result, Skip, Source, Stamp, StreamReader};
+use std::sync::Arc;
+
+use mainstay_core::{Blocks, Code, Error, ItemPath, Metadata, Result, Skip, Source, Stamp, StreamReader};
 use mainstay_repository::{Entry, PointInfo, PointReader};
 
 /// An item that can be looked at, browsed to and restored.
@@ -40,6 +42,9 @@ pub trait PointView: Send + Sync {
     /// Errors: [`mainstay_core::Code::NotFound`]; [`mainstay_core::Code::Usage`] for what has no content.
     fn open(&self, path: &ItemPath) -> Result<Box<dyn StreamReader>>;
 
+    /// As [`PointView::open`], with random access.
+    fn content(&self, path: &ItemPath) -> Result<Arc<dyn Blocks>>;
+
     /// Why something that is in the point may not be found: a disk that cannot be read.
     fn unread(&self) -> Option<Error> {
         None
@@ -74,6 +79,11 @@ impl PointView for PointReader {
     fn open(&self, path: &ItemPath) -> Result<Box<dyn StreamReader>> {
         let entry = Self::lookup(self, path)?.ok_or_else(|| not_found(self, path))?;
         self.stream(&entry)
+    }
+
+    fn content(&self, path: &ItemPath) -> Result<Arc<dyn Blocks>> {
+        let entry = Self::lookup(self, path)?.ok_or_else(|| not_found(self, path))?;
+        self.blocks(&entry).map(Arc::from)
     }
 
     fn skips(&self) -> Result<Vec<Skip>> {

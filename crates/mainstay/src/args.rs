@@ -90,6 +90,8 @@ pub(crate) enum Verb {
     Ls(Ls),
     /// Write the content of files of a recovery point to stdout
     Cat(Cat),
+    /// Show points as directories, read-only, until Ctrl-C or umount
+    Mount(Mount),
     /// Check stored bytes
     Verify(Verify),
     /// Stop keeping old recovery points
@@ -429,6 +431,34 @@ pub(crate) struct Cat {
     pub point: String,
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// Of a virtual machine only its image, without newer files over it
+    #[arg(long)]
+    pub image_only: bool,
+    #[command(flatten)]
+    pub inside: Inside,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    allow_missing_positional = true,
+    after_help = "Examples:
+  mainstay mount /mnt/backup                       everything: WORKLOAD/TIME/..., WORKLOAD/latest
+  mainstay mount documents@latest /mnt/backup      one point
+  mainstay mount web@latest /mnt/web               a machine: its files, its volumes, its disks as image files
+
+Read-only. Only you can look into it, and into everything; with --everybody others too, as owners and modes allow.
+One point is held meanwhile, so that it does not expire; of everything, each file can be read until its bytes are freed.
+What is damaged gives an input/output error where it is, and a line here."
+)]
+pub(crate) struct Mount {
+    #[arg(help = POINT_HELP)]
+    pub point: Option<String>,
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Let other users of this machine look into it
+    #[arg(long)]
+    pub everybody: bool,
     /// Of a virtual machine only its image, without newer files over it
     #[arg(long)]
     pub image_only: bool,

@@ -8,6 +8,7 @@ mod expire;
 mod gc;
 mod init;
 mod key;
+mod mount;
 mod pages;
 mod points;
 mod restore;
@@ -38,6 +39,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> Done {
         Verb::Undo(arguments) => restore::undo(&arguments, session),
         Verb::Ls(arguments) => browse::ls(&arguments, session),
         Verb::Cat(arguments) => browse::cat(&arguments, session),
+        Verb::Mount(arguments) => mount::run(&arguments, session),
         Verb::Verify(arguments) => verify::run(&arguments, session),
         Verb::Expire(arguments) => expire::run(&arguments, session),
         Verb::Gc(arguments) => gc::run(&arguments, session),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mainstay_core::{Error, ItemPath, Kind, Open, Result, Skip, Source, StreamReader};
+use mainstay_core::{Blocks, Error, ItemPath, Kind, Open, Result, Skip, Source, StreamReader};
 use mainstay_repository::{PointInfo, PointReader};
 use mainstay_workloads::files::{CACHE_TAG, LeftOut};
 
@@ -122,6 +122,14 @@ impl PointView for MixedView {
         match self.0.find(path)? {
             Some((Layer::Files, _)) => PointView::open(&self.0.files, path),
             Some((Layer::Below, _)) => self.0.below.open(path),
+            None => Err(not_found(self, path)),
+        }
+    }
+
+    fn content(&self, path: &ItemPath) -> Result<Arc<dyn Blocks>> {
+        match self.0.find(path)? {
+            Some((Layer::Files, _)) => PointView::content(&self.0.files, path),
+            Some((Layer::Below, _)) => self.0.below.content(path),
             None => Err(not_found(self, path)),
         }
     }

@@ -4,8 +4,11 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mainstay_core::{Blocks, Code, Error, ItemPath, Kind, Metadata, Piece, Result, StreamReader};
-use mainstay_diskimage::fs::{FileSystem, FsKind, Node, Opened};
+use mainstay_core::{
+    Blocks, ChangeState, Code, Error, Extent, ExtentKind, ItemPath, Kind, Metadata, Piece, Result,
+    StreamReader,
+};
+use mainstay_diskimage::fs::{Content, FileSystem, FsKind, Node, Opened};
 use mainstay_diskimage::map::Opener;
 use mainstay_diskimage::volume::{Encryption, Volume, volumes};
 
@@ -85,9 +88,47 @@ impl Leaf {
         self.file_system.open(self.node)
     }
 
+    pub(super) fn content(&self) -> Result<Arc<dyn Blocks>> {
+        Ok(Arc::new(FileContent(self.file_system.content(self.node)?)))
+    }
+
     /// What tells this directory from every other of the tree.
     pub(super) fn identity(&self) -> (u64, Node) {
         (self.device, self.node)
+    }
+}
+
+/// The content of a file as blocks.
+struct FileContent(Arc<dyn Content>);
+
+impl Blocks for FileContent {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        let change = ChangeState::Unknown;
+        Ok(if range.is_empty() { Vec::new() } else { vec![Extent { range, kind: ExtentKind::Data, change }] })
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let length = match self.0.read(offset + done as u64, rest)? {
+                Piece::Data(length) => length,
+                Piece::Hole(length) => {
+                    let length = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+                    rest.get_mut(..length).unwrap_or_default().fill(0);
+                    length
+                }
+                Piece::End => 0,
+            };
+            if length == 0 {
+                return Err(Error::integrity("a file ends before its size"));
+            }
+            done += length;
+        }
+        Ok(())
     }
 }
 

@@ -188,6 +188,15 @@ impl PointView for MachineView {
         }
     }
 
+    fn content(&self, path: &ItemPath) -> Result<Arc<dyn Blocks>> {
+        match self.0.find(path)? {
+            Some(Place::Leaf(leaf)) => leaf.content(),
+            Some(Place::Stored(_)) => PointView::content(&self.0.reader, &without(path, 1)),
+            Some(Place::Ours) => Err(Error::new(Code::Usage, format!("/{path} is a directory"))),
+            None => Err(self.0.not_found(path)),
+        }
+    }
+
     fn unread(&self) -> Option<Error> {
         self.0.tree.unread()
     }

@@ -48,6 +48,8 @@ pub enum Line {
     RestorePlan(RestorePlan),
     /// What a restore did in all.
     Restored(Restored),
+    /// Points are shown as directories.
+    Mounted(Mounted),
     /// What was checked.
     Verified(Verified),
     /// Damage that `verify` found.
@@ -354,6 +356,14 @@ pub struct Restored {
     /// `mainstay undo` with this point takes the restore back.
     pub undo_point: Option<String>,
     pub seconds: f64,
+}
+
+/// Points can be read below a directory, until somebody ends it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Mounted {
+    pub directory: String,
+    /// The point that is shown; null for all of them.
+    pub point: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]

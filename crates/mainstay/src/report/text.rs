@@ -9,8 +9,8 @@ use mainstay_engine::vm::machine_tag;
 use super::databases;
 use super::human::{Align, bytes, count, counted, duration, table as columns};
 use super::lines::{
-    BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Point, RestorePlan, Restored, Skipped,
-    Totals, Verified, WouldBackUp,
+    BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Mounted, Point, RestorePlan, Restored,
+    Skipped, Totals, Verified, WouldBackUp,
 };
 use super::machines::{
     CapturedDisk, Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineReceived, MachineRecovered,
@@ -51,6 +51,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         }
         Line::RestorePlan(plan) => restore_plan(plan),
         Line::Restored(done) => restored(done),
+        Line::Mounted(done) => mounted(done),
         Line::Verified(done) => verified(done),
         Line::Damage(damage) => {
             let place = [&damage.path, &damage.point].into_iter().flatten();
@@ -530,6 +531,11 @@ fn restored(done: &Restored) -> String {
         text.push_str(&format!("undo: mainstay undo {}\n", short(point)));
     }
     text
+}
+
+fn mounted(done: &Mounted) -> String {
+    let what = done.point.as_ref().map_or("everything".to_owned(), |point| format!("point {}", short(point)));
+    format!("{what} at {}\n", clean(&done.directory))
 }
 
 fn verified(done: &Verified) -> String {

@@ -63,8 +63,9 @@ impl Inodes {
     /// Counts that the kernel is told of an item, and returns its number.
     pub(super) fn tell(&mut self, shown: Shown) -> u64 {
         let number = self.number(&shown);
-        let known = self.known.entry(number).or_insert_with(|| Known { shown: Arc::new(shown), told: 0 });
-        known.told += 1;
+        let told = self.known.get(&number).map_or(0, |known| known.told) + 1;
+        // What is known already may have changed: the link to the latest point.
+        self.known.insert(number, Known { shown: Arc::new(shown), told });
         number
     }
 
@@ -99,7 +100,7 @@ mod tests {
         let other = inodes.tell(shown("c", Some(6)));
         let plain = inodes.tell(shown("d", None));
         assert!(first != other && plain != other && inodes.number(&shown("e", None)) != plain);
-        assert_eq!(inodes.get(first).unwrap().path.to_string(), "a");
+        assert_eq!(inodes.get(first).unwrap().path.to_string(), "b");
         inodes.forget(first, 1);
         assert!(inodes.get(first).is_some());
         inodes.forget(first, 1);

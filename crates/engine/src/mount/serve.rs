@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr, Request,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyXattr, Request,
 };
 use mainstay_core::{Blocks, Code, Error, Extent, ExtentKind, ItemPath, Kind, Metadata, Result, Time};
 
@@ -246,7 +246,6 @@ impl Filesystem for Server {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
             // An older kernel does without.
             let _missing = config.add_capabilities(wanted);

@@ -259,6 +259,10 @@ impl PointView for Reachable {
         PointView::open(&self.inner, path)
     }
 
+    fn content(&self, path: &ItemPath) -> Result<Arc<dyn Blocks>> {
+        PointView::content(&self.inner, path)
+    }
+
     fn skips(&self) -> Result<Vec<Skip>> {
         self.inner.skips()
     }

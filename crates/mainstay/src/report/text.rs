@@ -40,14 +40,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         }
         Line::Found(found) => self::found(found, zone),
         Line::RestoreStep(step) => {
-            let mark = match step.action.as_str() {
-                "create" => '+',
-                "replace" => '~',
-                "delete" => '-',
-                "blocked" => '!',
-                _ => '.',
-            };
-            format!("{mark} {}\n", step.path.path)
+            format!("{} {}\n", mark(&step.action), step.path.path)
         }
         Line::RestorePlan(plan) => restore_plan(plan),
         Line::Restored(done) => restored(done),
@@ -531,6 +524,17 @@ fn restored(done: &Restored) -> String {
         text.push_str(&format!("undo: mainstay undo {}\n", short(point)));
     }
     text
+}
+
+/// The sign of what becomes of a path.
+fn mark(action: &str) -> char {
+    match action {
+        "create" => '+',
+        "replace" => '~',
+        "delete" => '-',
+        "blocked" => '!',
+        _ => '.',
+    }
 }
 
 fn mounted(done: &Mounted) -> String {

@@ -11,6 +11,7 @@ use mainstay_core::{Code, Error, Result, Time};
 use mainstay_repository::PointInfo;
 
 use crate::undo::UNDO;
+use crate::vm::{KIND, UNDO_TAG};
 
 /// Fewer digits of a point's id are not taken for one.
 const PREFIX_MIN: usize = 4;
@@ -40,6 +41,8 @@ pub fn find_as_of<'a>(
     let (scope, at, until) = match text.rsplit_once('@') {
         Some((workload, which)) => {
             let scope = of_workload(workload, points).map_err(refuse)?;
+            let by_id = by_id(which, &scope).map_err(refuse)?.is_some();
+            let scope = if by_id { scope } else { captured(scope) };
             let (at, until) = within(which, &scope, zone).map_err(refuse)?;
             (scope, at, until)
         }
@@ -75,6 +78,17 @@ pub fn of_workload<'a>(name: &str, points: &'a [PointInfo]) -> Result<Vec<&'a Po
     Ok(points.iter().filter(|point| point.workload.name == full).collect())
 }
 
+/// Without the points that take back a restore of a machine, unless there are no others: `latest` of a machine is what was
+/// captured last, whatever was put back since.
+fn captured(scope: Vec<&PointInfo>) -> Vec<&PointInfo> {
+    let takes_back =
+        |point: &&PointInfo| point.workload.kind.0 == KIND && point.tags.iter().any(|tag| tag == UNDO_TAG);
+    if scope.iter().all(takes_back) {
+        return scope;
+    }
+    scope.into_iter().filter(|point| !takes_back(point)).collect()
+}
+
 /// What follows the host in a workload's name.
 fn label(name: &str) -> &str {
     name.split_once(':').map_or(name, |(_host, label)| label)
@@ -96,12 +110,14 @@ type Found<'a> = (Vec<&'a PointInfo>, usize, Option<Time>);
 /// A text without `@`.
 fn bare<'a>(text: &str, points: &'a [PointInfo]) -> Result<Found<'a>> {
     if text == "latest" {
-        let scope: Vec<_> = points.iter().filter(|point| point.workload.kind.0 != UNDO).collect();
+        let scope = points.iter().filter(|point| point.workload.kind.0 != UNDO).collect();
+        let scope = captured(scope);
         let last = last(&scope)?;
         return Ok((scope, last, Some(LATEST)));
     }
     match of_workload(text, points) {
         Ok(scope) => {
+            let scope = captured(scope);
             let last = last(&scope)?;
             Ok((scope, last, Some(LATEST)))
         }
@@ -314,6 +330,24 @@ mod tests {
         ] {
             assert_eq!(find_as_of(text, &points, &berlin()).unwrap().1, until, "{text}");
         }
+    }
+
+    #[test]
+    fn what_takes_back_a_restore_of_a_machine_is_found_by_its_id_only() {
+        let mut points = vec![
+            point(0xaaaa_0001, "web", "2026-11-01T10:00:00Z"),
+            point(0xaaaa_0002, "web", "2026-11-02T10:00:00Z"),
+        ];
+        points.iter_mut().for_each(|point| point.workload.kind.0 = "vm".into());
+        points[1].tags.push("undo".into());
+        for (text, expected) in
+            [("web", 1_u32), ("web@latest", 1), ("web@2026-11-05", 1), ("latest", 1), ("web@aaaa0002", 2)]
+        {
+            let found = find_point(text, &points, &berlin()).unwrap();
+            assert_eq!(found.id, point(0xaaaa_0000 + expected, "", "2026-01-01").id, "{text}");
+        }
+        let only = find_point("web@latest", &points[1..], &berlin()).unwrap();
+        assert_eq!(only.id, points[1].id);
     }
 
     #[test]

@@ -11,7 +11,9 @@ mod vm;
 
 pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
 pub(crate) use inside::Inside;
-pub(crate) use vm::{Accel, Left, Level, Shape, Vm, VmBackup, VmList, VmProve, VmReceive, VmRestore, VmRun};
+pub(crate) use vm::{
+    Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRestore, VmRun,
+};
 
 const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, WORKLOAD@TIME, WORKLOAD@POINT or \
                           POINT, each with ~2 for the second before it";

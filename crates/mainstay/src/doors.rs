@@ -41,6 +41,8 @@ pub struct Environment {
     /// Of encrypted volumes inside images.
     pub volume_passphrase: Passphrase,
     pub no_color: bool,
+    /// Who runs this, as the system calls them; for people.
+    pub user: Option<String>,
     pub home: Option<PathBuf>,
     pub xdg_data: Option<PathBuf>,
     pub xdg_config: Option<PathBuf>,

@@ -54,6 +54,9 @@ fn environment() -> Environment {
             "MAINSTAY_VOLUME_PASSPHRASE_COMMAND",
         ),
         no_color: variable("NO_COLOR").is_some() || variable("TERM").is_some_and(|term| term == "dumb"),
+        user: ["SUDO_USER", "LOGNAME", "USER"]
+            .into_iter()
+            .find_map(|name| variable(name)?.into_string().ok()),
         home: directory(variable("HOME")),
         xdg_data: directory(variable("XDG_DATA_HOME")),
         xdg_config: directory(variable("XDG_CONFIG_HOME")),

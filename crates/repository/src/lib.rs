@@ -20,6 +20,7 @@ mod collect;
 mod config;
 mod copies;
 pub mod cut;
+mod decisions;
 mod fetch;
 mod format;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub mod wrap;
 mod write;
 
 pub use collect::{GcOptions, GcPlan, GcReport};
+pub use decisions::Decision;
 pub use format::pack::PackId;
 pub use journal::{Hole, Journal, JournalWriter, StreamId, Stretch};
 pub use keys::FamilyId;

@@ -65,6 +65,7 @@ fn a_write_only_client_backs_up_and_reads_nothing() {
     }
     assert_eq!(code(client.expire(&[first], "test")), Code::NoPower);
     assert_eq!(code(client.note(&first, &Note::Release(first))), Code::NoPower);
+    assert_eq!(code(client.decide(None, "nobody needs this machine")), Code::NoPower);
     assert_eq!(code(client.plan_gc(&GcOptions::default(), &Silent)), Code::NoPower);
     assert_eq!(code(client.add_writer("more", Role::WriteOnly)), Code::NoPower);
     assert_eq!(code(client.revoke_writer(&somebody(&client).id)), Code::NoPower);
@@ -314,4 +315,25 @@ fn the_sample_opens_by_passphrase_and_by_kit() {
         assert_eq!(repository.points().unwrap().len(), sample.points.len());
     }
     assert_eq!(code(Repository::open(store, &Unlock::Passphrase(b"wrong"), &options)), Code::WrongKey);
+}
+
+#[test]
+fn decisions_stand_until_they_are_replaced_or_taken_back() {
+    let bench = Bench::new(9);
+    let texts = |repository: &Repository| {
+        let mut texts: Vec<String> = repository.decisions().into_iter().map(|it| it.text).collect();
+        texts.sort();
+        texts
+    };
+    for text in ["one", "two"] {
+        bench.repository.decide(None, text).unwrap();
+    }
+    assert_eq!(texts(&open(&bench)), ["one", "two"]);
+    let one = bench.repository.decisions().into_iter().find(|decision| decision.text == "one").unwrap();
+    bench.repository.decide(Some(one.id), "other").unwrap();
+    assert_eq!(texts(&open(&bench)), ["other", "two"]);
+    bench.repository.decide(Some(one.id), "").unwrap();
+    assert_eq!(texts(&open(&bench)), ["two"]);
+    let (client, _) = as_role(&bench, Role::WriteOnly);
+    assert_eq!(code(client.decide(Some(one.id), "a client's")), Code::NoPower);
 }

@@ -90,9 +90,7 @@ pub fn backup_machine(
         progress: Arc::clone(progress),
         jobs: request.jobs,
     })?;
-    let mut repository_id = Id16([0; 16]);
-    repository_id.0.copy_from_slice(repository.family().0.first_chunk::<16>().unwrap_or(&[0; 16]));
-    let owner = Owner { repository: repository_id, workload: workload.id };
+    let owner = Owner { repository: repository_mark(repository), workload: workload.id };
     let wanted = SnapshotRequest {
         disks: request.disks.clone(),
         want: request.want,
@@ -133,6 +131,11 @@ fn check_reached(snapshot: &dyn MachineSnapshot, request: &MachineBackup) -> Res
     let why = snapshot.notes().join("; ");
     Err(Error::new(Code::Refused, what)
         .hint(format!("{why}; without --require the point is made all the same and says what was reached")))
+}
+
+/// What the bitmaps and checkpoints that a repository leaves on machines are known by: half of its id.
+pub fn repository_mark(repository: &Repository) -> Id16 {
+    Id16(*repository.family().0.first_chunk().unwrap_or(&[0; 16]))
 }
 
 /// What a point of a machine is of, in the words that find the machine again.

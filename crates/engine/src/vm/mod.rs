@@ -21,7 +21,7 @@ mod tree;
 mod view;
 
 pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
-pub use backup::{MachineBackup, MachinePoint, backup_machine, random_id, root_of};
+pub use backup::{MachineBackup, MachinePoint, backup_machine, random_id, repository_mark, root_of};
 pub use boot::Boot;
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use in_place::{

@@ -54,11 +54,14 @@ pub fn timeline<'a>(workload: &[&'a PointInfo], points: &'a [PointInfo]) -> Vec<
 }
 
 /// What is newer than an image, up to and at `until`: the newest point of each workload of its machine's files, oldest
-/// first, so that each lies over those before it.
+/// first, so that each lies over those before it. Once the machine was put back, which leaves a point that takes it back, files
+/// from before are of a past that was given up.
 pub fn newer_files<'a>(image: &PointInfo, points: &'a [PointInfo], until: Time) -> Vec<&'a PointInfo> {
     let mut newest: BTreeMap<WorkloadId, &PointInfo> = BTreeMap::new();
+    let own = points.iter().filter(|point| point.workload.id == image.workload.id && point.moment <= until);
+    let since = own.map(|point| point.moment).max().unwrap_or(image.moment).max(image.moment);
     let counts = |point: &&PointInfo| {
-        point.readable && point.moment > image.moment && point.moment <= until && is_of(point, image)
+        point.readable && point.moment > since && point.moment <= until && is_of(point, image)
     };
     for point in points.iter().filter(counts) {
         let best = newest.entry(point.workload.id).or_insert(point);
@@ -161,6 +164,12 @@ mod tests {
         assert_eq!(found("2026-11-02"), [id(3)]);
         assert_eq!(found("2026-11-03"), [id(3), id(4)]);
         assert_eq!(found("2026-12-01"), [id(4), id(5)]);
+        // The machine was put back on the third.
+        let put_back = PointInfo { tags: vec!["undo".into()], ..image(9, "2026-11-03T12:00:00Z") };
+        let with: Vec<PointInfo> = points.iter().cloned().chain([put_back]).collect();
+        let found = newer_files(&points[1], &with, time("2026-12-01"));
+        assert_eq!(found.iter().map(|point| point.id).collect::<Vec<_>>(), [id(4), id(5)]);
+        assert_eq!(newer_files(&points[1], &with, time("2026-11-03T13:00:00Z")), Vec::<&PointInfo>::new());
         // A point of files has nothing over it.
         assert_eq!(newer_files(&points[0], &points, time("2026-12-01")), Vec::<&PointInfo>::new());
     }

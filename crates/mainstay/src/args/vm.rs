@@ -17,8 +17,10 @@ const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI suc
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
-    /// List machines, and what nobody protects
+    /// List machines, and what nobody protects or uses
     List(VmList),
+    /// Decide that a machine, or something else that the list finds, is to be left as it is
+    Ignore(VmIgnore),
     /// Take recovery points of machines, running or shut down
     Backup(VmBackup),
     /// Have another host copy a machine here, to be backed up later
@@ -37,10 +39,60 @@ pub(crate) enum Vm {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mainstay vm list --host qemu:///system
-  mainstay vm list --host dir:/var/lib/libvirt/images --json")]
+  mainstay vm list --host qemu:///system --image-dir /var/lib/libvirt/images
+  mainstay vm list --host qemu:///system --max-age 26h --check || notify
+
+Machines without a point, or only with too old ones; images that no machine uses, and chains of images that are broken;
+snapshots and bitmaps that are of no use any more; machines with one identity or one image; points of machines that
+are on none of these hosts: each is protected, ignored by somebody's decision (mainstay vm ignore), or undecided. Nothing is ever
+deleted.")]
 pub(crate) struct VmList {
     #[arg(long, value_name = "HOST", required = true, help = HOST_HELP)]
     pub host: Vec<String>,
+    /// Look here too, and in the directories in it, for images that no machine uses (can be repeated)
+    #[arg(long, value_name = "DIR")]
+    pub image_dir: Vec<PathBuf>,
+    /// A machine whose last point is older is overdue, such as 26h or 8d
+    #[arg(long, value_name = "TIME")]
+    pub max_age: Option<String>,
+    /// A snapshot, or an image that no machine uses, counts once it is so old
+    #[arg(long, value_name = "TIME", default_value = "14d")]
+    pub stale_after: String,
+    /// End with status 21 when anything is undecided
+    #[arg(long)]
+    pub check: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay vm ignore scratch --host qemu:///system --why 'made anew every night'
+  mainstay vm ignore 'test-*' --why 'nobody needs them' --until 2027-06-30
+  mainstay vm ignore /var/lib/libvirt/images/golden.qcow2 --why 'template'
+  mainstay vm ignore scratch --host qemu:///system --again         count it again
+
+The decision is kept in the repository, for everybody who uses it, under the name of who made it.")]
+pub(crate) struct VmIgnore {
+    /// A machine, image (its path), snapshot or workload as `vm list` shows it, or a pattern with * and ?
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Only a machine of this host, or what is on it
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    /// The reason; shown wherever it counts
+    #[arg(long, value_name = "TEXT", required_unless_present = "again")]
+    pub why: Option<String>,
+    /// When the decision runs out [default: when it is taken back]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Who decides [default: the user who runs this]
+    #[arg(long, value_name = "WHO")]
+    pub by: Option<String>,
+    /// Take the decision back
+    #[arg(long, conflicts_with_all = ["why", "until", "by"])]
+    pub again: bool,
+    /// Say what would be decided; change nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
 }
 
 /// How consistent a machine is captured.

@@ -12,7 +12,7 @@ use mainstay_workloads::files;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{databases, machines};
+use super::{databases, machines, sprawl};
 
 /// One line of output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -66,6 +66,10 @@ pub enum Line {
     Repository(Repository),
     /// A machine of a host.
     Machine(machines::Machine),
+    /// Something on the hosts of machines that somebody should know of.
+    Finding(sprawl::Finding),
+    /// What is to become of something on the hosts.
+    Decision(sprawl::Decision),
     /// Which points are shown together.
     Composed(machines::Composed),
     /// How a machine was captured.

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::lines::{Changes, stamp};
+use super::sprawl::Standing;
 
 /// A machine of a host, and how it stands.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -21,6 +22,10 @@ pub struct Machine {
     pub workload: Option<String>,
     pub last_point: Option<String>,
     pub last_backed_up: Option<String>,
+    /// protected, unprotected, overdue
+    pub protection: String,
+    #[serde(flatten)]
+    pub standing: Standing,
 }
 
 /// The points that are shown together: an image of a machine, and newer files over it. Open databases among the files

@@ -13,9 +13,10 @@ use super::lines::{
     Skipped, Totals, Verified, WouldBackUp,
 };
 use super::machines::{
-    CapturedDisk, Composed, FilesApplied, MachineCaptured, MachinePutBack, MachineReceived, MachineRecovered,
-    MachineRestored, MachineRunning, Proven, Unproven,
+    CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachinePutBack, MachineReceived,
+    MachineRecovered, MachineRestored, MachineRunning, Proven, Unproven,
 };
+use super::sprawl;
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -29,19 +30,9 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::WouldBackUp(found) => would_back_up(found),
         Line::WouldDo(act) => format!("would be done: {}; nothing was changed\n", clean(&act.what)),
         Line::Point(point) => details(point, zone),
-        Line::Difference(change) => {
-            let mark = match change.change.as_str() {
-                "added" => '+',
-                "removed" => '-',
-                "content" => '~',
-                _ => '.',
-            };
-            format!("{mark} {}\n", change.path.path)
-        }
+        Line::Difference(change) => format!("{} {}\n", mark(&change.change), change.path.path),
         Line::Found(found) => self::found(found, zone),
-        Line::RestoreStep(step) => {
-            format!("{} {}\n", mark(&step.action), step.path.path)
-        }
+        Line::RestoreStep(step) => format!("{} {}\n", mark(&step.action), step.path.path),
         Line::RestorePlan(plan) => restore_plan(plan),
         Line::Restored(done) => restored(done),
         Line::Mounted(done) => mounted(done),
@@ -61,6 +52,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             bytes(repository.stored_bytes)
         ),
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
+        Line::Decision(decision) => sprawl::decision(decision, zone),
         Line::Composed(shown) => composed(shown, zone),
         Line::MachineCaptured(captured) => machine_captured(captured),
         Line::MachineReceived(received) => machine_received(received),
@@ -84,12 +76,24 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         | Line::Verdict(_)
         | Line::Workload(_)
         | Line::Machine(_)
+        | Line::Finding(_)
         | Line::ExitCode(_)
         | Line::Key(_)
         | Line::Writer(_) => {
             return table(std::slice::from_ref(line), zone);
         }
     })
+}
+
+/// What became, or would become, of a path.
+fn mark(word: &str) -> char {
+    match word {
+        "added" | "create" => '+',
+        "removed" | "delete" => '-',
+        "content" | "replace" => '~',
+        "blocked" => '!',
+        _ => '.',
+    }
 }
 
 /// Lines of one kind below each other; `None` when there are none.
@@ -117,8 +121,9 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
         }
         Line::Machine(_) => {
             let titles = ["MACHINE", "STATE"].map(left).into_iter().chain([right("DISKS"), right("SIZE")]);
-            titles.chain(["WORKLOAD", "LAST POINT", "HOST"].map(left)).collect()
+            titles.chain(["WORKLOAD", "LAST POINT", "HOST", "STANDING"].map(left)).collect()
         }
+        Line::Finding(_) => sprawl::TITLES.to_vec(),
         Line::Key(_) => ["KEY", "KIND", "MADE", "LABEL"].map(left).to_vec(),
         Line::Writer(_) => vec![left("WRITER"), left("NAME"), left("POWERS")],
         Line::ExitCode(_) => vec![right("EXIT"), left("NAME"), left("MEANING")],
@@ -158,6 +163,11 @@ fn what_it_holds(point: &Point) -> String {
         "vm" => "image".to_owned(),
         kind => clean(kind),
     }
+}
+
+fn machine_standing(machine: &Machine, zone: &TimeZone) -> String {
+    let standing = machine.standing.shown(zone);
+    if machine.protection == "overdue" { format!("OVERDUE, {standing}") } else { standing }
 }
 
 fn files_applied(done: &FilesApplied) -> String {
@@ -286,7 +296,9 @@ fn row(line: &Line, zone: &TimeZone) -> Option<Vec<String>> {
             machine.workload.as_deref().map_or_else(|| "unprotected".to_owned(), clean),
             machine.last_backed_up.as_deref().map(|time| shown_time(time, zone)).unwrap_or_default(),
             clean(&machine.host),
+            machine_standing(machine, zone),
         ],
+        Line::Finding(finding) => finding.row(zone),
         Line::Point(point) => vec![
             short(&point.point),
             local(&point.moment, zone),
@@ -524,17 +536,6 @@ fn restored(done: &Restored) -> String {
         text.push_str(&format!("undo: mainstay undo {}\n", short(point)));
     }
     text
-}
-
-/// The sign of what becomes of a path.
-fn mark(action: &str) -> char {
-    match action {
-        "create" => '+',
-        "replace" => '~',
-        "delete" => '-',
-        "blocked" => '!',
-        _ => '.',
-    }
 }
 
 fn mounted(done: &Mounted) -> String {

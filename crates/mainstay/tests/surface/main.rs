@@ -18,3 +18,4 @@ mod output;
 mod process;
 mod restore;
 mod retention;
+mod sprawl;

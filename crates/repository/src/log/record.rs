@@ -87,6 +87,12 @@ pub(crate) enum Change {
         stream: Id16,
         below: u64,
     },
+    /// Somebody decided something about what is around the repository. A later one of the same id takes its place; with no
+    /// words it takes it back.
+    Decision {
+        id: Id16,
+        words: SealedText,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +164,7 @@ impl Change {
             Self::Delete { .. } => 7,
             Self::Features(_) => 8,
             Self::Trim { .. } => 9,
+            Self::Decision { .. } => 10,
         }
     }
 
@@ -167,9 +174,10 @@ impl Change {
             Self::Genesis { .. } | Self::Writer(_) | Self::Features(_) => None,
             Self::Commit { .. } => Some(Powers::WRITE),
             // A writer may tag and hold; only who may expire can take a hold away.
-            Self::Note { note: StoredNote::Release(_), .. } | Self::Expire { .. } | Self::Trim { .. } => {
-                Some(Powers::EXPIRE)
-            }
+            Self::Note { note: StoredNote::Release(_), .. }
+            | Self::Expire { .. }
+            | Self::Trim { .. }
+            | Self::Decision { .. } => Some(Powers::EXPIRE),
             Self::Note { .. } => Some(Powers::WRITE),
             Self::Condemn { .. } | Self::Delete { .. } => Some(Powers::COLLECT),
         }
@@ -213,6 +221,10 @@ impl Change {
                 out.fixed(&stream.0);
                 out.u64(*below);
             }
+            Self::Decision { id, words } => {
+                out.fixed(&id.0);
+                words.encode(&mut out);
+            }
         }
         out
     }
@@ -244,6 +256,7 @@ impl Change {
             7 => Self::Delete { packs: read_list(input, 16, Decoder::id)? },
             8 => Self::Features(Features::decode(input)?),
             9 => Self::Trim { stream: input.id()?, below: input.u64()? },
+            10 => Self::Decision { id: input.id()?, words: SealedText::decode(input)? },
             _ => return Err(Error::new(Code::TooNew, format!("a log record is of the unknown kind {kind}"))),
         })
     }

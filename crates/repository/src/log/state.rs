@@ -33,6 +33,8 @@ pub(crate) struct State {
     told_by: HashMap<GroupId, usize>,
     /// By stream of a journal: the first number that is still needed.
     trimmed: BTreeMap<Id16, u64>,
+    /// When, by whom and in which words something was decided last.
+    decisions: BTreeMap<Id16, (Time, WriterId, SealedText)>,
     /// The latest moment that any record claims.
     newest: Time,
     /// Numbers of records before which one is missing from the chain.
@@ -195,6 +197,11 @@ impl State {
     /// Whether this writer committed a point in record `next` or later.
     pub(crate) fn has_point_since(&self, next: u64, writer: &WriterId) -> bool {
         self.points.values().any(|point| point.sequence >= next && point.by == *writer)
+    }
+
+    /// Each by its id, also those that were taken back.
+    pub(crate) fn decisions(&self) -> impl Iterator<Item = (&Id16, &Time, &WriterId, &SealedText)> {
+        self.decisions.iter().map(|(id, (time, writer, words))| (id, time, writer, words))
     }
 
     pub(crate) fn packs(&self) -> impl Iterator<Item = &PackState> {
@@ -373,6 +380,7 @@ impl State {
                 let trimmed = self.trimmed.entry(stream).or_default();
                 *trimmed = below.max(*trimmed);
             }
+            Change::Decision { id, words } => drop(self.decisions.insert(id, (time, writer, words))),
         }
         self.newest = self.newest.max(time);
         self.heads.push((hash, self.newest));

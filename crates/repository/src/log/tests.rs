@@ -131,7 +131,9 @@ fn a_record_without_the_power_for_it_does_nothing() {
     let packs = || vec![Id16([9; 16])];
     let condemn = Change::Condemn { packs: packs(), moved: Vec::new() };
     let features = Change::Features(Features::with_bits([1; 3]));
-    for change in [expire(1), release, admit, condemn, Change::Delete { packs: packs() }, features] {
+    let decision = Change::Decision { id: Id16([4; 16]), words: text("nobody needs this") };
+    let delete = Change::Delete { packs: packs() };
+    for change in [expire(1), release, admit, condemn, delete, features, decision] {
         bench.plant(&bench.record(&writer, change));
     }
     bench.plant(&bench.record(&stranger, commit(3)));
@@ -141,9 +143,9 @@ fn a_record_without_the_power_for_it_does_nothing() {
     assert_eq!(live, [point(1), point(4)]);
     assert!(state.point(&point(1)).unwrap().notes.is_empty());
     assert_eq!(state.writers().count(), 2);
-    assert_eq!(state.packs().count(), 0);
+    assert_eq!((state.packs().count(), state.decisions().count()), (0, 0));
     // Those of a known writer have their place in the chain; the stranger's has none.
-    assert_eq!((state.damage(), state.voids()), (&[][..], &[8][..]));
+    assert_eq!((state.damage(), state.voids()), (&[][..], &[9][..]));
     assert_eq!(state.head_hash(), bench.state.head_hash());
 }
 
@@ -166,7 +168,7 @@ fn kinds_of_later_versions_are_passed_over_in_their_place() {
     let mut bench = Bench::new();
     let (writer, expirer) = (bench.writer.clone(), bench.expirer.clone());
     bench.append(&writer, commit(1)).unwrap();
-    for kind in [9_u16, 0, u16::MAX] {
+    for kind in [1000_u16, 0, u16::MAX] {
         let mut bytes = bench.record(&writer, expire(1));
         bytes[6..8].copy_from_slice(&kind.to_le_bytes());
         let signed = bytes.len() - 64;
@@ -349,6 +351,7 @@ fn every_change() -> Vec<Change> {
         Change::Condemn { packs: vec![point(1)], moved: vec![pack(5, 6, 7)] },
         Change::Delete { packs: vec![point(1), point(2)] },
         Change::Features(Features::with_bits([1, 2, 3])),
+        Change::Decision { id, words: reason() },
     ];
     changes.extend(notes.map(|note| Change::Note { point: id, note }));
     changes

@@ -39,7 +39,8 @@ pub use mainstay_nbd::Address;
 pub use mark::{DiskMark, Marks};
 pub use overwrite::Overwrite;
 pub use qemu::{
-    Accelerator, Emulator, EmulatorPlan, Link, Place, QemuHost, QemuMachine, Received, Run, is_home, overlay,
+    Accelerator, Emulator, EmulatorPlan, Link, Place, QemuHost, QemuMachine, Received, Run, is_home,
+    marks_of, overlay,
 };
 pub use shape::{Identity, Random, Shape};
 pub use source::{DISKS, MACHINE, NVRAM, VmSource, disk_path};

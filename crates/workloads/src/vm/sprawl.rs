@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 use mainstay_core::{Code, Error, Result, Time};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::folder::images_below;
 use super::hypervisor::{Hypervisor, MachineId, MachineSummary};
@@ -55,6 +55,8 @@ pub struct Rules {
     pub ignore: Vec<Ignore>,
     /// A snapshot or an image that nobody uses is worth a word once it is so old.
     pub stale_after: Duration,
+    /// How the names of bitmaps and checkpoints begin that are this repository's; see [`super::marks_of`].
+    pub ours: String,
 }
 
 /// Machines that are to have a point, and how young.
@@ -68,6 +70,8 @@ pub struct Protect {
 #[derive(Clone, Debug)]
 pub struct Ignore {
     pub which: Pattern,
+    /// Counts only for machines of this host, and what is on them; `None`: anywhere, and for images and points too.
+    pub host: Option<String>,
     /// Who decided.
     pub who: String,
     pub why: String,
@@ -120,8 +124,9 @@ pub enum Finding {
     BrokenChain,
     /// It has been there for long and costs space.
     StaleSnapshot { taken: Seconds },
-    /// A bitmap that records nothing that anybody can use.
-    StaleBitmap,
+    /// A bitmap or checkpoint that records nothing that anybody can use: one of this repository that no point builds
+    /// upon, or anybody's that is inconsistent.
+    StaleBitmap { ours: bool },
     /// Others have the same identity, or the same image to write to.
     Clone { with: Vec<String> },
     /// The machine is on no host any more.
@@ -154,6 +159,50 @@ pub struct Row {
     pub finding: Finding,
     #[serde(flatten)]
     pub standing: Standing,
+}
+
+/// A decision as it is kept, between programs and years.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Decided {
+    /// Something on the hosts is to be left as it is.
+    Ignore {
+        /// As [`Pattern::new`] takes it.
+        which: String,
+        host: Option<String>,
+        who: String,
+        why: String,
+        until: Option<Seconds>,
+    },
+}
+
+impl Decided {
+    /// Errors: only a mistake of ours.
+    pub fn to_text(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| Error::bug("cannot write a decision down").because(error))
+    }
+
+    /// `None` for what a later version decided.
+    pub fn from_text(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// `None` for a pattern that makes no sense.
+    pub fn ignore(&self) -> Option<Ignore> {
+        let Self::Ignore { which, host, who, why, until } = self.clone();
+        let which = Pattern::new(&which).ok()?;
+        Some(Ignore { which, host, who, why, until: until.map(Time::from_seconds) })
+    }
+}
+
+impl Ignore {
+    fn matches(&self, subject: &Subject) -> bool {
+        let host = match subject {
+            Subject::Machine { host, .. } | Subject::Snapshot { host, .. } => Some(host),
+            Subject::Image { .. } | Subject::Points { .. } => None,
+        };
+        (self.host.is_none() || self.host.as_ref() == host) && self.which.matches(subject)
+    }
 }
 
 impl Inventory {
@@ -224,7 +273,7 @@ pub fn sprawl(inventory: &Inventory, rules: &Rules, now: Time) -> Vec<Row> {
 
 fn standing(subject: &Subject, finding: &Finding, rules: &Rules, now: Time) -> Standing {
     let counts = |ignore: &&Ignore| ignore.until.is_none_or(|until| now < until);
-    let ignored = rules.ignore.iter().filter(counts).find(|ignore| ignore.which.matches(subject));
+    let ignored = rules.ignore.iter().filter(counts).find(|ignore| ignore.matches(subject));
     match (finding, ignored) {
         (Finding::Protected { .. }, _) => Standing::Protected,
         (_, Some(Ignore { who, why, until, .. })) => {
@@ -294,15 +343,17 @@ fn snapshots(inventory: &Inventory, rules: &Rules, now: Time, found: &mut Vec<(S
         };
         let mut names = BTreeSet::new();
         for bitmap in machine.disks.iter().flat_map(|disk| &disk.bitmaps) {
-            let useless = bitmap.inconsistent || bitmap.ours && !marks.contains(&bitmap.name);
+            let ours = bitmap.name.starts_with(&rules.ours);
+            let useless = bitmap.inconsistent || ours && !marks.contains(&bitmap.name);
             if useless && names.insert(&bitmap.name) {
-                found.push((subject(&bitmap.name), Finding::StaleBitmap));
+                found.push((subject(&bitmap.name), Finding::StaleBitmap { ours }));
             }
         }
         for snapshot in &machine.snapshots {
-            let ours = snapshot.checkpoint && snapshot.name.starts_with(PREFIX);
+            // Checkpoints of every Mainstay are among the bitmaps; each repository knows its own.
+            let a_mark = snapshot.checkpoint && snapshot.name.starts_with(PREFIX);
             let old = snapshot.taken.map(Time::from_seconds);
-            let old = old.filter(|taken| !ours && now.since(*taken) > rules.stale_after);
+            let old = old.filter(|taken| !a_mark && now.since(*taken) > rules.stale_after);
             found.extend(
                 old.map(|taken| (subject(&snapshot.name), Finding::StaleSnapshot { taken: taken.seconds() })),
             );
@@ -380,7 +431,8 @@ mod tests {
     fn rules() -> Rules {
         let protect =
             Protect { which: Pattern::new("web*").unwrap(), at_least_every: Duration::from_secs(DAY) };
-        Rules { protect: vec![protect], ignore: Vec::new(), stale_after: Duration::from_secs(7 * DAY) }
+        let (ignore, stale_after) = (Vec::new(), Duration::from_secs(7 * DAY));
+        Rules { protect: vec![protect], ignore, stale_after, ours: "mainstay-".into() }
     }
 
     fn of<'a>(rows: &'a [Row], name: &str) -> Vec<(&'a Finding, &'a Standing)> {
@@ -402,10 +454,23 @@ mod tests {
             ..Inventory::default()
         };
         let mut rules = rules();
-        for (which, until) in [("host/scrap", Some(at(101))), ("back", Some(at(99)))] {
-            let (who, why) = ("ann".into(), "a test machine".into());
-            rules.ignore.push(Ignore { which: Pattern::new(which).unwrap(), who, why, until });
+        for (which, host, until) in [
+            ("scrap", Some("host"), Some(101)),
+            ("back", None, Some(99)),
+            ("new", Some("another host"), None),
+        ] {
+            let decided = Decided::Ignore {
+                which: which.into(),
+                host: host.map(str::to_owned),
+                who: "ann".into(),
+                why: "a test machine".into(),
+                until: until.map(|day| at(day).seconds()),
+            };
+            let kept = Decided::from_text(&decided.to_text().unwrap()).unwrap();
+            assert_eq!(kept, decided);
+            rules.ignore.push(kept.ignore().unwrap());
         }
+        assert_eq!(Decided::from_text(r#"{"kind":"forbid","which":"x"}"#), None);
         let rows = sprawl(&inventory, &rules, at(100));
         let protected = Finding::Protected { newest: at(100).seconds() };
         assert_eq!(of(&rows, "web"), [(&protected, &Standing::Protected)]);
@@ -465,6 +530,7 @@ mod tests {
             bitmap("mainstay-b", false),
             bitmap("other", false),
             bitmap("bad", true),
+            bitmap("mainstay-bad", true),
         ];
         let snapshot = |name: &str, day: i64, checkpoint: bool| SnapshotSeen {
             name: name.into(),
@@ -487,9 +553,12 @@ mod tests {
             (vec![], vec![], vec![])
         );
         assert_eq!(
-            (of(&rows, "mainstay-b")[0].0, of(&rows, "bad")[0].0),
-            (&Finding::StaleBitmap, &Finding::StaleBitmap)
+            ["mainstay-b", "bad", "mainstay-bad"].map(|name| of(&rows, name)[0].0.clone()),
+            [true, false, true].map(|ours| Finding::StaleBitmap { ours })
         );
+        // Another repository's bitmap is its own business.
+        let theirs = Rules { ours: "mainstay-another-".into(), ..rules() };
+        assert_eq!(of(&sprawl(&inventory, &theirs, at(100)), "mainstay-b"), vec![]);
         let with = vec!["host/copy".to_owned(), "host/shares".to_owned()];
         assert!(
             of(&rows, "web").iter().any(|(finding, _)| **finding == Finding::Clone { with: with.clone() })

@@ -45,7 +45,8 @@ fn images_in_a_folder_are_machines_and_what_they_are_built_upon_is_none() {
     let mut inventory = Inventory::default();
     inventory.add_host(&folder).unwrap();
     inventory.add_folder(directory.path()).unwrap();
-    let rules = Rules { protect: vec![], ignore: vec![], stale_after: std::time::Duration::ZERO };
+    let stale_after = std::time::Duration::ZERO;
+    let rules = Rules { protect: vec![], ignore: vec![], stale_after, ours: String::new() };
     let now = mainstay_core::Time::from_seconds(4_000_000_000);
     let told: Vec<String> = sprawl(&inventory, &rules, now).iter().map(|row| format!("{row:?}")).collect();
     let of = |name: &str, finding: &str| told.iter().any(|row| row.contains(name) && row.contains(finding));

@@ -17,6 +17,7 @@ use crate::session::Session;
 pub(super) fn run(verb: Vm, session: &mut Session) -> Done {
     match verb {
         Vm::List(arguments) => list::run(&arguments, session),
+        Vm::Ignore(arguments) => list::ignore(&arguments, session),
         Vm::Backup(arguments) => backup::run(&arguments, session),
         Vm::Receive(arguments) => receive::run(&arguments, session),
         Vm::Restore(arguments) => restore::run(&arguments, session),

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
-use mainstay_engine::vm::{
-    DiskPlaces, ImageFolder, KIND, MachinePlan, UNDO_TAG, plan_machine, restore_machine,
-};
+use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, plan_machine, restore_machine};
 use mainstay_repository::{PointInfo, PointReader, Repository};
 
 use super::super::Done;
@@ -81,20 +79,14 @@ pub(super) fn open(text: &str, image_only: bool, session: &mut Session) -> Resul
     Ok(Opened { repository, reader, files })
 }
 
-/// Finds the point of a machine. One that takes a restore back is meant only when it is named by its id: `latest` of a
-/// machine is what was captured last, whatever was put back since.
+/// Finds the point of a machine.
 pub(super) fn find(
     text: &str,
     image_only: bool,
     points: &[PointInfo],
     session: &Session,
 ) -> Result<(PointInfo, Vec<PointInfo>)> {
-    let undo =
-        |point: &PointInfo| point.workload.kind.0 == KIND && point.tags.iter().any(|tag| tag == UNDO_TAG);
-    let captured: Vec<PointInfo> = points.iter().filter(|point| !undo(point)).cloned().collect();
-    let found = newer::find(text, image_only, &captured, session);
-    let found = found.or_else(|error| newer::find(text, image_only, points, session).map_err(|_same| error));
-    let (point, files) = found?;
+    let (point, files) = newer::find(text, image_only, points, session)?;
     if point.workload.kind.0 != KIND {
         let what = format!("point {} of {} is not of a machine", point.id, point.workload.name);
         return Err(Error::new(Code::Usage, what).hint("mainstay restore brings files back"));

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Error, Result};
+use mainstay_core::{Clock, Code, Error, Id16, Result};
 use serde_json::{Value, json};
 
 use super::agent::Agent;
@@ -48,6 +48,11 @@ const DRIVER: &str = "qemu";
 
 /// How all names begin that we give to bitmaps, nodes, jobs and exports.
 pub(super) const PREFIX: &str = "mainstay-";
+
+/// How the names of bitmaps and checkpoints begin that a repository leaves on machines.
+pub fn marks_of(repository: &Id16) -> String {
+    format!("{PREFIX}{repository}-")
+}
 
 /// A QEMU that runs.
 #[derive(Clone, Debug)]

@@ -314,7 +314,8 @@ pub(crate) enum PointsAct {
   mainstay find '*.conf' --workload etc
   mainstay find '/home/*/.ssh/*'                 a pattern with / is matched against the whole path
 
-Each line is one state of one item, newest first, with the points between which it stayed the same.")]
+Each line is one state of one item, newest first, with the points between which it stayed the same. Files on the
+disks of virtual machines are found too; every point of a machine takes a walk through them.")]
 pub(crate) struct Find {
     /// A name, or a pattern with * ? [ ] **
     pub pattern: OsString,
@@ -324,6 +325,8 @@ pub(crate) struct Find {
     /// Upper and lower case are the same
     #[arg(long, short)]
     pub ignore_case: bool,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -240,3 +240,33 @@ fn encrypted_volumes_are_read_with_their_key_and_stay_closed_without() {
     let (_, err) = lab.fail(&["cat", point, "/etc/motd", "--volume-key-file", key]);
     assert!(err.contains("chmod 600"), "{err}");
 }
+
+#[test]
+fn find_looks_on_the_disks_of_machines_and_past_what_it_cannot_read() {
+    let lab = Lab::new();
+    std::fs::write(lab.at("tree/etc/motd"), "welcome\n").unwrap();
+    lab.image("web.raw", 16);
+    lab.back_up();
+    lab.back_up();
+    std::fs::write(lab.at("tree/etc/motd"), "changed since\n").unwrap();
+    lab.image("web.raw", 16);
+    lab.back_up();
+    // A machine whose file system nobody understands.
+    let broken = lab.image("broken.raw", 16);
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::OpenOptions::new().write(true).open(broken).unwrap(),
+        &[0xff; 512],
+        1024 + 0x60,
+    )
+    .unwrap();
+    lab.back_up();
+    let output = lab.command(&["find", "motd", "--json"]).output().unwrap();
+    let (status, out, err) = told(&output);
+    assert_eq!(status, Some(0), "{out}{err}");
+    let states: Vec<&str> = out.lines().filter(|line| line.contains("\"type\":\"found\"")).collect();
+    assert_eq!(states.len(), 2, "{out}");
+    assert!(states.iter().all(|state| state.contains("etc/motd") && state.contains("\"points\":2")), "{out}");
+    assert!(err.contains("broken.raw of "), "{err}");
+    assert!(lab.run(&["find", "/etc/*", "--json", "-w", "web.raw"]).contains("etc/motd"));
+    assert!(lab.run(&["find", "web.raw", "--json"]).contains("@machine/disks/web.raw"));
+}

@@ -52,6 +52,17 @@ impl MachineView {
         &self.0.tree.volumes
     }
 
+    /// Where walks begin that see every file: the machine's root, volumes that it does not mount, the items of the point.
+    pub(crate) fn tops(&self) -> Vec<ItemPath> {
+        let ours = |names: &[&[u8]]| ItemPath::new(names.join(&b'/')).unwrap_or_default();
+        if !self.0.tree.has_root() {
+            return vec![ItemPath::root()];
+        }
+        let apart = self.volumes().iter().filter(|volume| volume.is_readable() && volume.mounted.is_none());
+        let apart = apart.map(|volume| ours(&[VOLUMES, volume.name.as_bytes()]));
+        [ItemPath::root(), ours(&[MACHINE])].into_iter().chain(apart).collect()
+    }
+
     /// What could not be understood, each a sentence.
     pub fn notes(&self) -> &[String] {
         &self.0.tree.notes

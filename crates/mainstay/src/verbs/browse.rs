@@ -2,13 +2,14 @@
 
 use mainstay_core::{Code, Error, ItemPath, Kind, Piece, Result, Skip, SkipReason};
 use mainstay_engine::address::of_workload;
-use mainstay_engine::find::{Pattern, find as find_in};
+use mainstay_engine::find::{self as engine, Pattern};
 use mainstay_engine::view::{PointView, Seen, not_found};
 use mainstay_engine::vm::timeline;
 use mainstay_repository::PointInfo;
 
 use super::{Done, item_path};
 use crate::args::{Cat, Find, Ls};
+use crate::inside::Looking;
 use crate::report::lines::{self, Content, Found, Line, shown, stamp};
 use crate::session::Session;
 
@@ -124,12 +125,16 @@ pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
         None => all,
     };
     let progress = session.progress();
-    let report = &session.report;
     let mut states: u64 = 0;
-    let searched = find_in(&repository, &points, &pattern, progress.as_ref(), &mut |found| {
+    let looking = Looking::new(&arguments.inside, &mut session.doors)?;
+    let report = &session.report;
+    let mut lost = |point: &PointInfo, what: &str| {
+        report.say(&format!("{} of {}: {what}", point.workload.name, stamp(point.moment)));
+    };
+    let mut each = |found: engine::Found| {
         states += 1;
         report.line(&Line::Found(Found {
-            item: lines::Item::from(&Seen::from(found.entry.clone())),
+            item: lines::Item::from(&found.item),
             workload: found.newest.workload.name.clone(),
             newest: found.newest.id.to_string(),
             newest_moment: stamp(found.newest.moment),
@@ -138,6 +143,10 @@ pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
             points: found.points,
         }));
         if report.closed() { Err(Error::new(Code::Cancelled, "nobody reads on")) } else { Ok(()) }
+    };
+    let searched = looking.with(|inside| {
+        let disks = engine::Disks { inside, lost: &mut lost };
+        engine::find(&repository, &points, &pattern, disks, progress.as_ref(), &mut each)
     });
     drop(progress);
     if report.closed() {

@@ -53,6 +53,9 @@ const PHASES: &[(&str, Option<&str>)] = &[
     ("check", None),
 ];
 
+/// Where the part of the page begins that is not written here.
+const OTHERS: &str = "\n## Machines";
+
 /// Writes the table to `out` and the raw records beside it as JSON lines.
 pub(super) fn write(out: &Path, records: &[Record], data: &Data, peers: &[Box<dyn Peer>]) -> Result<()> {
     let mut text = preamble(records, peers)?;
@@ -68,6 +71,9 @@ pub(super) fn write(out: &Path, records: &[Record], data: &Data, peers: &[Box<dy
     let lines = out.with_extension("jsonl");
     std::fs::write(&lines, raw.join("\n") + "\n")
         .with_context(|| format!("cannot write {}", lines.display()))?;
+    // Figures that other programs measure stand behind ours.
+    let old = std::fs::read_to_string(out).unwrap_or_default();
+    text.push_str(old.find(OTHERS).and_then(|at| old.get(at..)).unwrap_or_default());
     std::fs::write(out, &text).with_context(|| format!("cannot write {}", out.display()))?;
     say::line(&format!("\n{text}"));
     say::line(&format!("Written to {} and {}.", out.display(), lines.display()));

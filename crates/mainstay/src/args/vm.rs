@@ -9,7 +9,7 @@ use super::{Inside, POINT_HELP};
 
 const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI such as qemu:///system, \
                          qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
-                         (NAME counts when it was started without -name), \
+                         (NAME counts more than the one QEMU was started with), \
                          qmp:tcp://HOST:PORT[,agent=tcp://HOST:PORT],tls=DIR,host-scratch=DIR for one on another \
                          machine, spoken to by the certificates in DIR, \
                          dir:DIRECTORY for image files of machines that are shut down, \

@@ -83,6 +83,7 @@ fn host(guest: &Guest, agent: u16) -> QemuHost {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let machine = QemuMachine {
         name: "guest".into(),
+        named: true,
         monitor: guest.monitor_socket().into(),
         agent: Some(Endpoint::Tcp { host: "127.0.0.1".into(), port: agent, tls: None }),
         server: None,

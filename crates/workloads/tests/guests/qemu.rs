@@ -16,6 +16,7 @@ fn start() -> Guest {
 fn host(guest: &Guest) -> QemuHost {
     let machine = QemuMachine {
         name: "guest".into(),
+        named: true,
         monitor: guest.monitor_socket().into(),
         agent: Some(guest.agent_socket().into()),
         server: None,

@@ -217,6 +217,7 @@ impl Daemon {
     pub(crate) fn machine(&self) -> QemuMachine {
         QemuMachine {
             name: "daemon".into(),
+            named: true,
             monitor: self.path("monitor").into(),
             agent: None,
             server: (!self.emulated).then(|| self.path("server")),

@@ -332,6 +332,7 @@ fn process_that_is_killed_in_the_middle_of_a_run() {
     }
     let machine = QemuMachine {
         name: "daemon".into(),
+        named: true,
         monitor: here.join("monitor").into(),
         agent: Some(here.join("agent")).filter(|agent| agent.exists()).map(Into::into),
         server: Some(here.join("server")).filter(|server| server.exists()),
@@ -448,8 +449,14 @@ fn hostile_monitors_end_in_errors() {
             // Closed by turns: the other side must not wait for more.
             drop(OwnedFd::from(stream));
         });
-        let machine =
-            QemuMachine { name: "m".into(), monitor: monitor.into(), agent: None, server: None, link: None };
+        let machine = QemuMachine {
+            name: "m".into(),
+            named: true,
+            monitor: monitor.into(),
+            agent: None,
+            server: None,
+            link: None,
+        };
         host_of(machine, directory.path().into()).list().map(drop).unwrap_err();
         serving.join().unwrap();
     }

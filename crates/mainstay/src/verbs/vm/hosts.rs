@@ -78,11 +78,12 @@ fn plain(text: &str, directory: &Path) -> Result<QemuMachine> {
         Endpoint::Unix(path) => path.file_stem().map(|stem| stem.to_string_lossy().into_owned()),
         Endpoint::Tcp { host, port, .. } => Some(format!("{host}-{port}")),
     };
-    let name = told.get("name").map(|name| (*name).to_owned()).or(name).unwrap_or_default();
+    let given = told.get("name").map(|name| (*name).to_owned());
+    let (named, name) = (given.is_some(), given.or(name).unwrap_or_default());
     let link = link(&monitor, &told, tls.as_deref())?;
     let server = told.get("nbd").filter(|_| link.is_none()).map(|path| directory.join(path));
     let agent = told.get("agent").map(|agent| endpoint(agent)).transpose()?;
-    Ok(QemuMachine { name, monitor, agent, server, link })
+    Ok(QemuMachine { name, named, monitor, agent, server, link })
 }
 
 /// What may stand after a monitor.

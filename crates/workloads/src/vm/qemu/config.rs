@@ -29,10 +29,7 @@ pub(super) fn machine(known: &QemuMachine, qmp: &mut Qmp) -> Result<Machine> {
     let peer = qmp.peer().filter(|_| known.link.is_none());
     let arguments = peer.map(|peer| arguments(peer.pid.as_raw_pid())).unwrap_or_default();
     let raw = json!({ "version": 1, "arguments": arguments, "answers": answers });
-    let mut machine = Machine::new(identity(known, qmp), known.name.clone());
-    if let Some(name) = given_name(qmp) {
-        machine.name = name;
-    }
+    let mut machine = Machine::new(identity(known, qmp), name_of(known, qmp));
     let cpus = answers.get("query-cpus-fast").and_then(Value::as_array).map(Vec::len);
     machine.cpus = cpus.and_then(|cpus| u32::try_from(cpus).ok());
     machine.memory =
@@ -58,8 +55,9 @@ pub(super) fn machine(known: &QemuMachine, qmp: &mut Qmp) -> Result<Machine> {
     Ok(machine)
 }
 
-pub(super) fn given_name(qmp: &mut Qmp) -> Option<String> {
-    optional(qmp, "query-name")["name"].as_str().map(clean)
+pub(super) fn name_of(known: &QemuMachine, qmp: &mut Qmp) -> String {
+    let own = if known.named { None } else { optional(qmp, "query-name")["name"].as_str().map(clean) };
+    own.unwrap_or_else(|| known.name.clone())
 }
 
 /// The arguments of a process, if this user may see them.

@@ -57,8 +57,10 @@ pub fn marks_of(repository: &Id16) -> String {
 /// A QEMU that runs.
 #[derive(Clone, Debug)]
 pub struct QemuMachine {
-    /// How people call it, unless QEMU has a name for it.
+    /// How people call it.
     pub name: String,
+    /// Somebody gave it that name; otherwise the one that QEMU was started with counts more.
+    pub named: bool,
     /// Its monitor, in JSON mode.
     pub monitor: Endpoint,
     /// Its channel to the guest agent.
@@ -205,7 +207,7 @@ fn summary(machine: &QemuMachine) -> Result<MachineSummary> {
     let snapshots = internal.map(seen).collect();
     Ok(MachineSummary {
         id: identity(machine, &mut qmp),
-        name: config::given_name(&mut qmp).unwrap_or_else(|| machine.name.clone()),
+        name: config::name_of(machine, &mut qmp),
         state: state(&mut qmp),
         disks: disks.iter().map(disk_summary).collect(),
         snapshots,

@@ -12,7 +12,8 @@ mod vm;
 pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
 pub(crate) use inside::Inside;
 pub(crate) use vm::{
-    Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRestore, VmRun,
+    Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRecover, VmRestore,
+    VmRun,
 };
 
 const POINT_HELP: &str = "A recovery point: latest, WORKLOAD, WORKLOAD@latest, WORKLOAD@TIME, WORKLOAD@POINT or \

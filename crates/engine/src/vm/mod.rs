@@ -13,7 +13,7 @@ mod lean;
 mod mixed;
 mod mounted;
 mod private;
-mod recover;
+pub mod recover;
 mod restore;
 mod source;
 mod timeline;
@@ -31,9 +31,6 @@ pub use inside::{Inside, Keys};
 pub use instant::{Cost, Instant, Proof, ProofRequest, is_whole, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
-pub use recover::{
-    Record, Recovered, Recovery, Stage, Times, Wait, check_recovery, recover_machine, whole_machine,
-};
 pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, machine_disks, plan_machine, restore_machine};
 pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
 pub use tree::VolumeSeen;

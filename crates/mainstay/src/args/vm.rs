@@ -27,6 +27,8 @@ pub(crate) enum Vm {
     Receive(VmReceive),
     /// Put a machine back: in place, as a new machine, as image files, over bare disks
     Restore(VmRestore),
+    /// Bring machines back by a plan: in order, in other shapes, on another host
+    Recover(VmRecover),
     /// Run a machine straight from its point, and bring it home while it runs
     Run(VmRun),
     /// Start a machine from its point, apart from everything, and record that it came up
@@ -308,6 +310,30 @@ pub(crate) struct VmRestore {
     /// Do not ask before disks are written over
     #[arg(long, short)]
     pub yes: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay vm recover --example > plan.toml       a plan for the machines of the repository, with comments
+  mainstay vm recover plan.toml --dry-run         sizes, order, and about how long it takes
+  mainstay vm recover plan.toml                   does it
+  mainstay vm recover plan.toml --only db,web
+
+What fails stops the machines that come after it, and no others. The same command again goes on: machines that are there
+are left as they are. The plan is explained in docs/guides/recovery-plans.md.")]
+pub(crate) struct VmRecover {
+    /// The plan, a TOML file
+    #[arg(required_unless_present = "example")]
+    pub plan: Option<PathBuf>,
+    /// Only these machines of the plan
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Show the plan with sizes and times; change nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Print a plan for the machines of the repository, to be edited
+    #[arg(long, conflicts_with_all = ["plan", "only", "dry_run"])]
+    pub example: bool,
 }
 
 /// What runs the guest's code.

@@ -12,7 +12,7 @@ use mainstay_workloads::files;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{databases, machines, sprawl};
+use super::{databases, machines, recovery, sprawl};
 
 /// One line of output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -84,6 +84,10 @@ pub enum Line {
     MachinePutBack(machines::MachinePutBack),
     /// A machine was brought back as a machine of a host.
     MachineRecovered(machines::MachineRecovered),
+    /// A machine of a recovery plan.
+    RecoveryPlanned(recovery::RecoveryPlanned),
+    /// What became of a machine of a recovery plan.
+    RecoveryState(recovery::RecoveryState),
     /// A machine runs from its point.
     MachineRunning(machines::MachineRunning),
     /// A machine that runs from its point was copied home.

@@ -16,7 +16,7 @@ use super::machines::{
     CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachinePutBack, MachineReceived,
     MachineRecovered, MachineRestored, MachineRunning, Proven, Unproven,
 };
-use super::sprawl;
+use super::{recovery, sprawl};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -77,6 +77,8 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         | Line::Workload(_)
         | Line::Machine(_)
         | Line::Finding(_)
+        | Line::RecoveryPlanned(_)
+        | Line::RecoveryState(_)
         | Line::ExitCode(_)
         | Line::Key(_)
         | Line::Writer(_) => {
@@ -124,6 +126,8 @@ pub(super) fn table(lines: &[Line], zone: &TimeZone) -> Option<String> {
             titles.chain(["WORKLOAD", "LAST POINT", "HOST", "STANDING"].map(left)).collect()
         }
         Line::Finding(_) => sprawl::TITLES.to_vec(),
+        Line::RecoveryPlanned(_) => recovery::PLANNED.to_vec(),
+        Line::RecoveryState(_) => recovery::STATES.to_vec(),
         Line::Key(_) => ["KEY", "KIND", "MADE", "LABEL"].map(left).to_vec(),
         Line::Writer(_) => vec![left("WRITER"), left("NAME"), left("POWERS")],
         Line::ExitCode(_) => vec![right("EXIT"), left("NAME"), left("MEANING")],
@@ -299,6 +303,8 @@ fn row(line: &Line, zone: &TimeZone) -> Option<Vec<String>> {
             machine_standing(machine, zone),
         ],
         Line::Finding(finding) => finding.row(zone),
+        Line::RecoveryPlanned(planned) => planned.row(zone),
+        Line::RecoveryState(state) => state.row(),
         Line::Point(point) => vec![
             short(&point.point),
             local(&point.moment, zone),
@@ -603,7 +609,7 @@ pub(super) fn skip(skipped: &Skipped) -> String {
     format!("{}: {}", skipped.path.path, clean(word))
 }
 
-fn seconds(seconds: f64) -> String {
+pub(super) fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 

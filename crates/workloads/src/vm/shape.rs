@@ -40,6 +40,18 @@ pub enum Identity {
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<()>;
 
 impl Shape {
+    /// Whether a machine can be called so: one file and one word to every host.
+    ///
+    /// Errors: [`Code::Usage`].
+    pub fn check_name(name: &str) -> Result<()> {
+        let strange = |letter: char| letter.is_control() || letter == '/';
+        if !name.is_empty() && !name.starts_with(['.', '-']) && name.len() <= 200 && !name.contains(strange) {
+            return Ok(());
+        }
+        Err(Error::new(Code::Usage, format!("a machine cannot be called {name:?}"))
+            .hint("choose another name without slashes that does not begin with a dot or a dash"))
+    }
+
     /// The machine as it is to be defined.
     ///
     /// Errors: [`Code::NotFound`] for a disk that it does not have, [`Code::Usage`] for a name that cannot be one or
@@ -48,7 +60,7 @@ impl Shape {
         if let Some(name) = &self.name {
             name.clone_into(&mut machine.name);
         }
-        check_name(&machine.name)?;
+        Self::check_name(&machine.name)?;
         if self.cpus == Some(0) || self.memory.is_some_and(|memory| memory < 1 << 20) {
             return Err(Error::new(Code::Usage, "a machine needs a processor and a MiB of memory at least"));
         }
@@ -81,16 +93,6 @@ impl Shape {
         }
         Ok(machine)
     }
-}
-
-/// A name that is one file and one word to every host.
-fn check_name(name: &str) -> Result<()> {
-    let strange = |letter: char| letter.is_control() || letter == '/';
-    if !name.is_empty() && !name.starts_with(['.', '-']) && name.len() <= 200 && !name.contains(strange) {
-        return Ok(());
-    }
-    Err(Error::new(Code::Usage, format!("a machine cannot be called {name:?}"))
-        .hint("choose another name without slashes that does not begin with a dot or a dash"))
 }
 
 /// Version 4, as RFC 9562 has it.

@@ -14,6 +14,8 @@ use mainstay_workloads::vm::{
     DiskPlace, Firmware, Hypervisor, Identity, Machine, MachineId, MachineState, NVRAM, RawDocument, RawKind,
     Shape, guest_answers, guest_shell,
 };
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::super::instant::{document, machine};
@@ -88,7 +90,7 @@ pub struct Record {
     /// What was asked for, to be compared.
     request: String,
     /// As it is defined: with its identity.
-    machine: Machine,
+    pub machine: Machine,
     pub stage: Stage,
     pub times: Times,
     /// Content bytes of the disks.
@@ -100,6 +102,7 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct Recovered {
     pub point: PointId,
+    pub workload: String,
     pub id: MachineId,
     pub name: String,
     pub directory: PathBuf,
@@ -232,13 +235,20 @@ pub fn recover_machine(
             Record { version: VERSION, point, request, machine, stage, times, bytes: 0, written_bytes: 0 }
         }
     };
+    let _lock = lock(directory)?;
+    if record.stage != Stage::Complete && !is_as_read(directory, &record)? {
+        let what = format!("somebody else has just worked in {}", directory.display());
+        return Err(Error::new(Code::Conflict, what).hint("run again"));
+    }
     let was_complete = record.stage == Stage::Complete;
     let mut run = Run { reader, recovery, host, clock, progress, record };
     run.go_on(jobs)?;
     let Record { machine, times, bytes, written_bytes, .. } = run.record;
     let (point, directory) = (reader.info().id, directory.clone());
+    let workload = reader.info().workload.name.clone();
     Ok(Recovered {
         point,
+        workload,
         id: machine.id,
         name: machine.name,
         directory,
@@ -247,6 +257,28 @@ pub fn recover_machine(
         bytes,
         written_bytes,
     })
+}
+
+/// Keeps others out as long as it lives.
+fn lock(directory: &Path) -> Result<File> {
+    let failed = |error| Error::io(format!("cannot lock {}", directory.display()), error);
+    let file = File::open(directory).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => {
+            let what = format!("another recovery is at work in {}", directory.display());
+            Err(Error::new(Code::Conflict, what).hint("wait for its end"))
+        }
+        Err(errno) => Err(failed(errno.into())),
+    }
+}
+
+/// Whether nobody went on between the reading of the record and the lock.
+fn is_as_read(directory: &Path, record: &Record) -> Result<bool> {
+    let now = Record::read(directory)?;
+    Ok(now.map_or(record.bytes == 0 && record.stage == Stage::Begun, |now| {
+        now.stage == record.stage && now.machine.id == record.machine.id
+    }))
 }
 
 /// A recovery under way.

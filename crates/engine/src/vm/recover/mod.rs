@@ -1,8 +1,14 @@
 //! Machines brought back as machines of a host, one or many of them by a plan.
 
+mod example;
 mod machine;
+mod plan;
+mod run;
 
+pub use example::example;
 pub(super) use machine::is_running;
 pub use machine::{
     Record, Recovered, Recovery, Stage, Times, Wait, check_recovery, recover_machine, whole_machine,
 };
+pub use plan::{PlannedMachine, RecoveryPlan};
+pub use run::{Outcome, Ready, Step, look, recover};

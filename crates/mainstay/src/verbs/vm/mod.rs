@@ -6,6 +6,7 @@ mod in_place;
 mod list;
 mod newer;
 mod receive;
+mod recover;
 mod recreate;
 mod restore;
 mod run;
@@ -21,6 +22,7 @@ pub(super) fn run(verb: Vm, session: &mut Session) -> Done {
         Vm::Backup(arguments) => backup::run(&arguments, session),
         Vm::Receive(arguments) => receive::run(&arguments, session),
         Vm::Restore(arguments) => restore::run(&arguments, session),
+        Vm::Recover(arguments) => recover::run(&arguments, session),
         Vm::Run(arguments) => run::run(&arguments, session),
         Vm::Prove(arguments) => run::prove(&arguments, session),
         Vm::Guard => mainstay_workloads::vm::attend_at_standard_streams().map(|()| None),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::Progress;
-use mainstay_engine::vm::{ImageFolder, Record, Recovered, Recovery, Wait, check_recovery, recover_machine};
+use mainstay_engine::vm::ImageFolder;
+use mainstay_engine::vm::recover::{Record, Recovered, Recovery, Wait, check_recovery, recover_machine};
 use mainstay_workloads::vm::{Hypervisor, Identity, Shape};
 
 use super::super::Done;
@@ -58,20 +59,14 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let clock = session.doors.clock.as_ref();
     let done = recover_machine(&reader, &recovery, host.as_ref(), jobs, clock, &progress);
     drop(progress);
-    let workload = reader.info().workload.name.clone();
-    session.report.line(&Line::MachineRecovered(line(&done?, &workload, host.as_ref(), &recovery)));
+    session.report.line(&Line::MachineRecovered(line(&done?, host.as_ref(), &recovery)));
     Ok(None)
 }
 
-pub(super) fn line(
-    done: &Recovered,
-    workload: &str,
-    host: &dyn Hypervisor,
-    recovery: &Recovery,
-) -> MachineRecovered {
+pub(super) fn line(done: &Recovered, host: &dyn Hypervisor, recovery: &Recovery) -> MachineRecovered {
     MachineRecovered {
         point: done.point.to_string(),
-        workload: workload.to_owned(),
+        workload: done.workload.clone(),
         machine: done.id.0.clone(),
         name: done.name.clone(),
         host: host.name(),

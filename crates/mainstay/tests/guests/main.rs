@@ -6,4 +6,5 @@ mod home;
 mod kills;
 mod points;
 mod proof;
+mod recovered;
 mod run;

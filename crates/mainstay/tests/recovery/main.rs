@@ -5,5 +5,6 @@
 #![expect(clippy::disallowed_methods, reason = "these tests start the program and the tools that judge it")]
 
 mod in_place;
+mod plan;
 mod recreate;
 mod user;

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::human::bytes;
+use super::lines::Line;
 use super::text::{clean, shown_time};
 
 /// How a cluster was captured; a line of the type `backed_up` follows.
@@ -67,7 +68,19 @@ pub struct ClusterRestored {
     pub seconds: f64,
 }
 
-pub(super) fn captured(line: &ClusterCaptured) -> String {
+/// As people read them; `None` for lines of other things.
+pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
+    Some(match line {
+        Line::ClusterCaptured(done) => captured(done),
+        Line::ClusterRestored(done) => restored(done),
+        Line::Following(line) => following(line),
+        Line::Recoverable(span) => recoverable(span, zone),
+        Line::Hole(missing) => hole(missing, zone),
+        _ => return None,
+    })
+}
+
+fn captured(line: &ClusterCaptured) -> String {
     format!(
         "{} · PostgreSQL {} · log {} to {} on timeline {}\n",
         clean(&line.workload),
@@ -78,7 +91,7 @@ pub(super) fn captured(line: &ClusterCaptured) -> String {
     )
 }
 
-pub(super) fn recoverable(line: &Recoverable, zone: &TimeZone) -> String {
+fn recoverable(line: &Recoverable, zone: &TimeZone) -> String {
     let time =
         |time: &Option<String>| time.as_ref().map_or_else(|| "?".into(), |time| shown_time(time, zone));
     format!(
@@ -92,7 +105,7 @@ pub(super) fn recoverable(line: &Recoverable, zone: &TimeZone) -> String {
     )
 }
 
-pub(super) fn hole(line: &Hole, zone: &TimeZone) -> String {
+fn hole(line: &Hole, zone: &TimeZone) -> String {
     let time =
         |time: &Option<String>| time.as_ref().map_or_else(|| "?".into(), |time| shown_time(time, zone));
     format!(
@@ -106,11 +119,11 @@ pub(super) fn hole(line: &Hole, zone: &TimeZone) -> String {
     )
 }
 
-pub(super) fn following(line: &Following) -> String {
+fn following(line: &Following) -> String {
     format!("following the log of {} at {}; Ctrl-C ends it\n", clean(&line.workload), clean(&line.server))
 }
 
-pub(super) fn restored(line: &ClusterRestored) -> String {
+fn restored(line: &ClusterRestored) -> String {
     format!(
         "{} items, {} in {} · start PostgreSQL {} on it: it recovers and opens for writing\n",
         line.items,

@@ -64,11 +64,11 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::MachineHome(home) => {
             format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
         }
-        Line::ClusterCaptured(captured) => databases::captured(captured),
-        Line::ClusterRestored(done) => databases::restored(done),
-        Line::Following(following) => databases::following(following),
-        Line::Recoverable(span) => databases::recoverable(span, zone),
-        Line::Hole(hole) => databases::hole(hole, zone),
+        Line::ClusterCaptured(_)
+        | Line::ClusterRestored(_)
+        | Line::Following(_)
+        | Line::Recoverable(_)
+        | Line::Hole(_) => return databases::line(line, zone),
         Line::Proven(proof) => proven(proof),
         Line::Unproven(proof) => unproven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,

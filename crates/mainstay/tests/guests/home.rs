@@ -24,15 +24,23 @@ impl Home {
         self.directory.path().join(path)
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the tests run the program and kill it")]
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("HOME", self.directory.path()).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut command = self.plain(env!("CARGO_BIN_EXE_mainstay"));
+        command.args(words).arg("--json");
+        command
+    }
+
+    /// Another program, as whoever lives here runs it; `mainstay` may lie in the home itself.
+    #[expect(clippy::disallowed_methods, reason = "the tests run the program and kill it")]
+    pub(crate) fn plain(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.directory.path().display());
+        command.env_clear().env("HOME", self.directory.path()).env("PATH", path);
         command.env("TMPDIR", self.at("tmp"));
         for kind in ["DATA", "CONFIG", "STATE", "CACHE"] {
             command.env(format!("XDG_{kind}_HOME"), self.at(kind));
         }
-        command.args(words).arg("--json").current_dir(self.directory.path()).stdin(Stdio::null());
+        command.current_dir(self.directory.path()).stdin(Stdio::null());
         command
     }
 

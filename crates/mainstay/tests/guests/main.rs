@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod guide;
 mod home;
 mod kills;
 mod points;

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{Bench, open, open_store, options, workload};
-use mainstay_core::{Change, Code, Position, Silent, StreamRef, Time};
+use mainstay_core::{BlobStore as _, Change, Code, Position, Silent, StreamRef, Time};
 use mainstay_repository::{GcOptions, Journal, JournalWriter, Repository, Role, Unlock, VerifyScope};
 use mainstay_testkit::{CrashStates, MemoryStore, Rng, TracingStore};
 
@@ -114,6 +114,27 @@ fn a_client_that_only_writes_goes_on_and_reads_nothing() {
         assert_eq!(client.trim_journal(&journal, &at(u64::MAX)).unwrap_err().code(), Code::NoPower);
     }
     assert_eq!(read(&only(&open(&bench)), &at(0)), wanted);
+}
+
+#[test]
+fn whoever_may_only_write_takes_nothing_away() {
+    let bench = Bench::new(10);
+    let wanted = changes(10, 8, 0);
+    let ring = bench.repository.add_writer("agent", Role::WriteOnly).unwrap();
+    let unlock = || Unlock::Ring(Box::new(ring.clone()));
+    write(&mut bench.repository.append_journal(stream()).unwrap(), &wanted[..4]);
+    // In an old state of the store the next number is torn, so that it takes the one behind, and names what comes before.
+    let old = MemoryStore::from_blobs(bench.store.snapshot());
+    let first = old.snapshot().into_keys().find(|name| name.starts_with("journal/")).unwrap();
+    let name = |number: u8| format!("{}{number}", first.strip_suffix('0').unwrap());
+    old.put_new(&name(1), &[b"torn"]).unwrap();
+    write(&mut bench.repository.append_journal(stream()).unwrap(), &wanted[4..]);
+    let hostile = Repository::open(Arc::new(old.clone()), &unlock(), &options(&bench.clock)).unwrap();
+    let start = u64::from_be_bytes(wanted[3].end.0.clone().try_into().unwrap());
+    write(&mut hostile.append_journal(stream()).unwrap(), &changes(99, 1, start));
+    bench.store.put_new(&name(2), &[&old.snapshot()[&name(2)]]).unwrap();
+    assert_eq!(read(&only(&open(&bench)), &at(0)), wanted);
+    assert!(!open(&bench).verify(&VerifyScope::default(), &Silent).unwrap().is_sound());
 }
 
 #[test]

@@ -33,6 +33,10 @@ fn every_line_of_the_guide_does_what_it_says() {
             stage.run_until_home(line);
             continue;
         }
+        if line.starts_with("mainstay mount ") {
+            stage.mount(line);
+            continue;
+        }
         let said = stage.type_in(line);
         println!("{said}");
         stage.look(line, &said);
@@ -78,6 +82,7 @@ impl Stage {
         let at = |path: &str| self.home.at(path).display().to_string();
         let mut here = line
             .replace("/tmp/", &at("tmp-"))
+            .replace("/mnt/", &at("mnt-"))
             .replace("qemu:///system", &format!("'{}'", self.uri))
             .replace("/srv/web", &at("run"))
             .replace("/var/lib/libvirt/images/web", &at("images"))
@@ -132,6 +137,18 @@ impl Stage {
             line if line.contains("vm prove") => assert!(said.contains("proven"), "{said}"),
             _ => {}
         }
+    }
+
+    /// Stays until it is told to go; meanwhile the files are there.
+    fn mount(&self, line: &str) {
+        let at = self.home.at("mnt-web");
+        std::fs::create_dir_all(&at).unwrap();
+        let mut mounted = Running(self.shell(&format!("exec {line}")).spawn().unwrap());
+        patiently("files are mounted", LIMIT, || {
+            assert!(mounted.0.try_wait().unwrap().is_none(), "{line} ended");
+            Ok(std::fs::read_to_string(at.join("etc/hostname")).ok())
+        })
+        .unwrap();
     }
 
     fn run_until_home(&self, line: &str) {

@@ -99,6 +99,14 @@ fn read_header(shared: &Shared, stream: StreamId, number: u64) -> Result<Option<
     Ok(Some(stored))
 }
 
+/// Whether every byte of an object is there.
+fn is_whole(shared: &Shared, stored: &Stored) -> Result<bool> {
+    match read_body(shared, stored).and_then(|body| stored.check_body(&body)) {
+        Err(error) if matches!(error.code(), Code::Integrity | Code::NotFound) => Ok(false),
+        checked => checked.map(|()| true),
+    }
+}
+
 /// The segments of an object, as they are stored.
 fn read_body(shared: &Shared, stored: &Stored) -> Result<Vec<u8>> {
     let name = names::journal(&stored.header.stream.0, stored.header.number);

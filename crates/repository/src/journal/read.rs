@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{Change, Code, Error, Position, Progress, Result, StreamRef, Time};
 
 use super::object::{Head, Stored, StreamId};
-use super::{read_body, read_header};
+use super::{is_whole, read_body, read_header};
 use crate::names;
 use crate::shared::Shared;
 
@@ -48,8 +48,9 @@ pub struct Hole {
 }
 
 /// Puts an object behind the one that it names as the one before it. What lies between the two was torn when its writer
-/// died, and another took its place. `false` when the object fits nowhere.
-fn add(parts: &mut Vec<Part>, part: Part) -> bool {
+/// died, and another took its place; whoever may only write cannot take anything whole away. Why the object is passed over
+/// itself, if it fits nowhere.
+fn add(shared: &Shared, parts: &mut Vec<Part>, part: Part) -> Result<Option<&'static str>> {
     let previous = part.stored.header.previous;
     let before = match parts.iter().rposition(|earlier| earlier.stored.hash == previous) {
         Some(index) => index + 1,
@@ -58,11 +59,16 @@ fn add(parts: &mut Vec<Part>, part: Part) -> bool {
         None => parts.len(),
     };
     if parts.get(..before).and_then(<[Part]>::last).is_some_and(|last| last.head.end > part.head.start) {
-        return false;
+        return Ok(Some("it goes back in the stream"));
+    }
+    for torn in parts.get(before..).unwrap_or_default() {
+        if is_whole(shared, &torn.stored)? {
+            return Ok(Some("it would take the place of what is whole"));
+        }
     }
     parts.truncate(before);
     parts.push(part);
-    true
+    Ok(None)
 }
 
 impl Journal {
@@ -79,9 +85,7 @@ impl Journal {
             next = number.saturating_add(1);
             match Self::part(shared, id, number) {
                 Ok(Some(part)) => {
-                    if !add(&mut parts, part) {
-                        damage.push((number, "it goes back in the stream".to_owned()));
-                    }
+                    damage.extend(add(shared, &mut parts, part)?.map(|why| (number, why.to_owned())));
                 }
                 Ok(None) => {}
                 Err(error) if matches!(error.code(), Code::Integrity | Code::TooNew) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{Change, Code, Error, Position, Put, Result, StreamRef, Time};
 
 use super::object::{Head, Header, Session, Stored, StreamId, put_change, seal_object};
-use super::{read_body, read_header};
+use super::{is_whole, read_header};
 use crate::format::segment::{SEGMENT_BYTES, Sealer};
 use crate::keys::Powers;
 use crate::names;
@@ -94,13 +94,10 @@ impl Repository {
 /// An object of which every byte is there. `None` for one that is damaged: at the end of a stream it was torn when its
 /// writer died, and the stream goes on before it.
 fn whole(shared: &Shared, id: StreamId, number: u64) -> Result<Option<Stored>> {
-    let read = read_header(shared, id, number).and_then(|stored| match stored {
-        Some(stored) => stored.check_body(&read_body(shared, &stored)?).map(|()| Some(stored)),
-        None => Ok(None),
-    });
-    match read {
-        Err(error) if matches!(error.code(), Code::Integrity | Code::NotFound) => Ok(None),
-        read => read,
+    match read_header(shared, id, number) {
+        Ok(Some(stored)) => Ok(is_whole(shared, &stored)?.then_some(stored)),
+        Err(error) if error.code() != Code::Integrity => Err(error),
+        _ => Ok(None),
     }
 }
 

@@ -270,3 +270,79 @@ fn find_looks_on_the_disks_of_machines_and_past_what_it_cannot_read() {
     assert!(lab.run(&["find", "/etc/*", "--json", "-w", "web.raw"]).contains("etc/motd"));
     assert!(lab.run(&["find", "web.raw", "--json"]).contains("@machine/disks/web.raw"));
 }
+
+/// Fills a new file system with `tree`, by the tool that can for each kind.
+fn make(kind: &str, part: &Path, tree: &Path, mounted: &Path) {
+    let (at, from, on) = (part.to_str().unwrap(), tree.to_str().unwrap(), mounted.to_str().unwrap());
+    let copy = || {
+        tool("cp", &["-r", &format!("{from}/."), on]);
+        tool("umount", &[on]);
+    };
+    match kind {
+        "ext4" => tool("mke2fs", &["-q", "-t", "ext4", "-d", from, at]),
+        "btrfs" => tool("mkfs.btrfs", &["-q", "--rootdir", from, at]),
+        "xfs" => {
+            tool("mkfs.xfs", &["-q", at]);
+            tool("mount", &["-o", "loop", at, on]);
+            copy();
+        }
+        "ntfs" => {
+            tool("mkfs.ntfs", &["-q", "-F", "-f", at]);
+            tool("ntfs-3g", &[at, on]);
+            copy();
+        }
+        _ => {
+            tool("mkfs.vfat", &["-F", "32", at]);
+            let entries = std::fs::read_dir(tree).unwrap().map(|entry| entry.unwrap().path());
+            let entries: Vec<String> = entries.map(|path| path.to_str().unwrap().to_owned()).collect();
+            let mut words = vec!["-Q", "-s", "-m", "-i", at];
+            words.extend(entries.iter().map(String::as_str));
+            words.push("::/");
+            tool("mcopy", &words);
+        }
+    }
+}
+
+#[test]
+fn every_file_of_every_file_system_of_a_large_sparse_disk_comes_back_through_the_repository() {
+    const EACH: u64 = 400;
+    let lab = Lab::new();
+    let mut rng = Rng::new(11);
+    std::fs::create_dir(lab.at("tree/deep")).unwrap();
+    for number in 0..40 {
+        let size = *rng.pick(&[0, 1, 900, 5000, 70_000]);
+        std::fs::write(lab.at(&format!("tree/deep/file {number}")), rng.bytes(size)).unwrap();
+    }
+    std::fs::write(lab.at("tree/large"), rng.bytes(3 << 20)).unwrap();
+    std::fs::create_dir(lab.at("mounted")).unwrap();
+    let image = lab.at("images/many.raw");
+    std::fs::File::create(&image).unwrap().set_len(10 << 30).unwrap();
+    let kinds = ["ext4", "xfs", "btrfs", "ntfs", "vfat"];
+    let parts = (0..5).map(|number| format!("start={}MiB,size={EACH}MiB\n", 1 + number * EACH));
+    let table = format!("label: gpt\n{}", parts.collect::<String>());
+    std::fs::write(lab.at("table"), table).unwrap();
+    tool("sh", &["-c", &format!("sfdisk -q {} < {}", image.display(), lab.text("table"))]);
+    for (number, kind) in (0..).zip(kinds) {
+        let part = lab.at("part");
+        std::fs::File::create(&part).unwrap().set_len(EACH << 20).unwrap();
+        make(kind, &part, &lab.at("tree"), &lab.at("mounted"));
+        let (from, to) = (format!("if={}", part.display()), format!("of={}", image.display()));
+        let at = format!("seek={}", 1 + number * EACH);
+        tool("dd", &[&from, &to, &at, "bs=1M", "conv=notrunc,sparse", "status=none"]);
+        std::fs::remove_file(part).unwrap();
+    }
+    lab.back_up();
+    for (number, kind) in (1..).zip(kinds) {
+        println!("{kind}");
+        let volume = format!("/@volumes/vda{number}");
+        let listed = lab.run(&["ls", "many.raw@latest", &format!("{volume}/deep"), "--json"]);
+        assert_eq!(listed.lines().count(), 40, "{listed}");
+        let target = lab.at(kind);
+        let wanted = [format!("{volume}/deep"), format!("{volume}/large")];
+        let to = ["--to", target.to_str().unwrap()];
+        lab.run(&[&["restore", "many.raw@latest", &wanted[0], &wanted[1]][..], &to].concat());
+        let restored = target.join(volume.trim_start_matches('/'));
+        tool("diff", &["-r", lab.text("tree/deep").as_str(), restored.join("deep").to_str().unwrap()]);
+        tool("cmp", &[lab.text("tree/large").as_str(), restored.join("large").to_str().unwrap()]);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod compare;
 mod data;
+mod machines;
 mod measure;
 mod peers;
 mod pick;
@@ -28,6 +29,8 @@ that up, restores and compares every byte, and checks, with each tool in turn. A
 that the figures can be read as ratios. Beside them: walk, cat, zstd -3 and cp on the same data.
 Writes a Markdown table and the raw figures as JSON lines. Takes some minutes and a few GiB of disk.
 
+  --machines          images of machines instead: what three similar ones take, and what a running one costs beside
+                      virtnbdbackup and qemu-img; needs root and about 4 GiB, in a tmpfs if --work is one
   --size small|full   256/512/3x512/256 MiB, or the published 700/1024/3x1024/512 (default: small)
   --sets abcd         which data sets (default: all)
   --peers LIST        which tools, by comma: mainstay,restic,borg (default: all)
@@ -35,7 +38,7 @@ Writes a Markdown table and the raw figures as JSON lines. Takes some minutes an
   --data DIR          where the data sets are kept between runs (default: bench/ in cargo's target directory)
   --work DIR          where repositories and restores go (default: beside the data; a tmpfs makes fsync free)
   --out FILE.md       where the table goes; the JSON lines go beside it (default: docs/performance.md)",
-    switches: &[],
+    switches: &["--machines"],
     options: &["--size", "--sets", "--peers", "--rounds", "--data", "--work", "--out"],
     run,
 };
@@ -49,6 +52,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let rounds: u32 =
         arguments.value("--rounds").unwrap_or("3").parse().context("--rounds is not a number")?;
+    if arguments.has("--machines") {
+        let work = arguments
+            .value("--work")
+            .map_or_else(|| shell::target_directory().map(|t| t.join("bench")), |w| Ok(w.into()))?;
+        let out = shell::root().join(arguments.value("--out").unwrap_or("docs/performance-machines.md"));
+        return machines::run(&work, &out, rounds);
+    }
     let chosen = arguments.value("--sets").unwrap_or("abcd");
     let sets: Vec<Set> = Set::ALL.into_iter().filter(|set| chosen.contains(set.name())).collect();
     let directory = match arguments.value("--data") {

@@ -62,8 +62,10 @@ const GUESTS: &[Package] = &[
 ];
 
 const BENCH: &[Package] = &[
+    ("openssl", "certificates for a backup by proxy"),
     ("restic", "a peer to be compared with"),
     ("borgbackup", "a peer to be compared with"),
+    ("virtnbdbackup", "a peer to be compared with: machines of libvirt"),
     ("zstd", "the limit that compression sets"),
 ];
 

@@ -1,6 +1,6 @@
 //! The four data sets, each with a second state that differs a little.
 
-mod make;
+pub(super) mod make;
 
 use std::fs;
 use std::path::{Path, PathBuf};

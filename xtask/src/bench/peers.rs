@@ -103,7 +103,7 @@ struct Mainstay {
 }
 
 /// Builds what is measured: the optimised binary.
-fn release_build() -> Result<String> {
+pub(super) fn release_build() -> Result<String> {
     say::step("building mainstay for release");
     let build = ["build", "--release", "--locked", "--package", "mainstay"];
     shell::run(&mut shell::cargo(build))?;

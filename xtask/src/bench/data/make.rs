@@ -118,7 +118,7 @@ fn images(stage: &Path, now: &Path, other: &Path, sizes: &Sizes) -> Result<()> {
 }
 
 /// Copies the common tree for one machine: 3 % of the files missing, 3 % edited, its own name and log.
-fn individual(base: &Path, root: &Path, number: u64) -> Result<()> {
+pub(in crate::bench) fn individual(base: &Path, root: &Path, number: u64) -> Result<()> {
     for (path, _) in files_below(base)? {
         let (from, to) = (base.join(&path), root.join(&path));
         fs::create_dir_all(to.parent().unwrap_or(root))?;
@@ -147,7 +147,7 @@ fn individual(base: &Path, root: &Path, number: u64) -> Result<()> {
 }
 
 /// The second state of an image: 40 new files of up to 1.5 MB in its file system, and the log removed.
-fn add_files(image: &Path, scratch: &Path, number: u64) -> Result<()> {
+pub(in crate::bench) fn add_files(image: &Path, scratch: &Path, number: u64) -> Result<()> {
     fs::create_dir_all(scratch)?;
     let mut random = Random::from_seed(100 + number);
     let mut commands = String::new();

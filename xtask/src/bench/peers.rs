@@ -84,7 +84,7 @@ fn at_home(program: &str, place: &Place, arguments: &[&str]) -> Command {
 }
 
 /// Runs without a word unless it fails.
-fn quietly(command: &mut Command) -> Result<()> {
+pub(super) fn quietly(command: &mut Command) -> Result<()> {
     let text = shell::shown(command);
     let done = shell::output(command)?;
     if !done.status.success() {

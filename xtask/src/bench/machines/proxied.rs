@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::host::ticks;
 use super::{Program, Shapes};
 use crate::bench::measure::measure as cost_of;
+use crate::bench::peers::quietly;
 use crate::{say, shell};
 
 /// Of the monitor under TLS, and of the disks.
@@ -117,7 +118,7 @@ fn certificates(pki: &PathBuf) -> Result<()> {
     std::fs::create_dir_all(pki)?;
     let openssl = |line: &str| {
         let mut command = shell::command("openssl", line.split(' '));
-        shell::capture(command.current_dir(pki).stderr(Stdio::null()))
+        quietly(command.current_dir(pki))
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
     openssl(&format!("req -x509 {key} -keyout ca-key.pem -out ca-cert.pem -days 2 -subj /CN=bench"))?;
@@ -128,5 +129,5 @@ fn certificates(pki: &PathBuf) -> Result<()> {
         let sign = "-CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile uses";
         openssl(&format!("x509 -req -in {name}.csr {sign} -out {name}-cert.pem"))?;
     }
-    openssl("genpkey -genparam -algorithm DH -pkeyopt group:ffdhe2048 -out dh-params.pem").map(drop)
+    openssl("genpkey -genparam -algorithm DH -pkeyopt group:ffdhe2048 -out dh-params.pem")
 }

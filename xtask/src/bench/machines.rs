@@ -33,7 +33,7 @@ impl Program {
         }
         std::fs::create_dir_all(work).with_context(|| format!("cannot make {}", work.display()))?;
         // With a key in a file, which is what happens when nobody says otherwise.
-        peers::quietly(&mut program.command(&["init"]))?;
+        peers::quietly(&mut program.command(&["init", "--generate-key"]))?;
         Ok(program)
     }
 

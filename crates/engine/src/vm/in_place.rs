@@ -207,14 +207,29 @@ pub fn restore_in_place(
     let scratch = std::env::temp_dir();
     let open = |disk: &PresentDisk| Ok(Careful::new(Overwrite::open(&disk.path, &disk.format, &scratch)?));
     let targets: Vec<Careful> = plan.disks.iter().map(open).collect::<Result<_>>()?;
-    for target in &targets {
-        target.take_head(&undo, &plan.point.id)?;
+    let counts = write_over(reader, plan, &targets, &undo, progress).map_err(|error| {
+        let state = format!("the disks of {} are neither old nor new and cannot boot", plan.machine.name);
+        error.during(state).hint(format!("the same command finishes; point {undo} in place takes it back"))
+    })?;
+    targets.into_iter().try_for_each(|target| target.inner.close())?;
+    Ok(RestoredInPlace { undo, counts })
+}
+
+fn write_over(
+    reader: &PointReader,
+    plan: &InPlacePlan,
+    targets: &[Careful],
+    undo: &PointId,
+    progress: &Arc<dyn Progress>,
+) -> Result<Counts> {
+    for target in targets {
+        target.take_head(undo, &plan.point.id)?;
     }
     progress.event(&Event::Phase(Phase::Copying));
     let bytes = plan.disks.iter().map(|disk| disk.size).sum();
     progress.event(&Event::Expect { items: plan.disks.len() as u64, bytes, complete: true });
     let mut counts = Counts::default();
-    for (disk, target) in plan.disks.iter().zip(&targets) {
+    for (disk, target) in plan.disks.iter().zip(targets) {
         let entry = reader.lookup(&disk.item)?;
         let entry =
             entry.ok_or_else(|| Error::integrity(format!("/{} is gone from the point", disk.item)))?;
@@ -226,14 +241,13 @@ pub fn restore_in_place(
         counts.written_bytes += target.written.load(Ordering::Relaxed);
         progress.event(&Event::Done(counts));
     }
-    for target in &targets {
+    for target in targets {
         target.put_head(NOTE_BYTES..usize::MAX)?;
     }
-    for target in &targets {
+    for target in targets {
         target.put_head(0..NOTE_BYTES)?;
     }
-    targets.into_iter().try_for_each(|target| target.inner.close())?;
-    Ok(RestoredInPlace { undo, counts })
+    Ok(counts)
 }
 
 fn jobs() -> usize {

@@ -1,8 +1,8 @@
 //! A point is proven by starting it, or not.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
-use mainstay_testkit::lab::blank;
+use mainstay_testkit::lab::{PATIENCE, blank, patiently};
 use serde_json::Value;
 
 use crate::home::Home;
@@ -12,6 +12,17 @@ fn prove(home: &Home, more: &[&str]) -> Output {
     let output = home.command(&[&words, more].concat()).output().unwrap();
     println!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     output
+}
+
+/// A proof that dies leaves its machine and its directory, which the next one clears away.
+fn kill_a_proof(home: &Home) {
+    let words = ["vm", "prove", "web@latest", "--accel", "tcg", "--memory", "64"];
+    let mut program = home.command(&words).stdout(Stdio::null()).spawn().unwrap();
+    let monitors =
+        || std::fs::read_dir(home.at("tmp")).unwrap().map(|entry| entry.unwrap().path().join("qmp"));
+    patiently("a machine", PATIENCE, || Ok(monitors().any(|path| path.exists()).then_some(()))).unwrap();
+    program.kill().unwrap();
+    program.wait().unwrap();
 }
 
 /// When the point was proven.
@@ -74,6 +85,7 @@ fn a_machine_that_never_answers_is_not_proven() {
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{lines}");
     assert!(lines.contains("\"type\":\"backed_up\"") && lines.contains("\"type\":\"unproven\""), "{lines}");
+    kill_a_proof(&home);
     let failed = prove(&home, &["--wait", "2s"]);
     assert_eq!(failed.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&failed.stderr).contains("did not answer within 2s"));

@@ -1,12 +1,13 @@
 //! `mainstay vm run` and `vm prove`.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mainstay_core::{Code, Counts, Error, Event, Progress as _, Result};
 use mainstay_engine::vm::{Instant, KIND, ProofRequest, is_whole, prove as carry_out};
 use mainstay_repository::{PointReader, Repository};
-use mainstay_workloads::vm::{Accelerator, EmulatorPlan, Place};
+use mainstay_workloads::vm::{Accelerator, Emulator, EmulatorPlan, Place};
 
 use super::super::{Done, duration, number};
 use crate::args::{Accel, Shape, VmProve, VmRun};
@@ -190,13 +191,35 @@ fn request(shape: &Shape, directory: PathBuf, network: bool) -> EmulatorPlan {
     }
 }
 
+/// How the names of directories begin in which points are proven.
+const PROVE: &str = "mainstay-prove-";
+
+/// Clears away what proofs that were killed have left: their machines, and their directories.
+fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PROVE)) {
+        // Only what this user has made, in a place where everybody may.
+        let me = rustix::process::geteuid().as_raw();
+        let ours = entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == me);
+        if !ours {
+            continue;
+        }
+        // Without a record it is another run's that has just begun.
+        let Ok(Some(_)) = Place::earlier(&entry.path()) else { continue };
+        let Ok(place) = Place::take(&entry.path()) else { continue };
+        Emulator::kill_left(&place);
+        let _left = std::fs::remove_dir_all(entry.path());
+    }
+}
+
 /// A directory of this run's own, short enough for the paths of sockets. Removed in the end.
 struct Scratch(PathBuf);
 
 fn tempdir() -> Result<Scratch> {
+    sweep();
     let mut last = None;
     for number in 0..1000 {
-        let path = std::env::temp_dir().join(format!("mainstay-prove-{}-{number}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("{PROVE}{}-{number}", std::process::id()));
         match std::fs::create_dir(&path) {
             Ok(()) => return Ok(Scratch(path)),
             Err(error) => last = Some(error),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin};
 use std::time::Duration;
@@ -113,6 +114,16 @@ impl Emulator {
         })?;
         let pid = u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0);
         Self::of(machine, place, pid, None).map(Ok)
+    }
+
+    /// Ends what a run that died has left running in a place where nothing is to be kept. It is not asked: it may still
+    /// wait for the server that died, and then it answers nobody.
+    pub fn kill_left(place: &Place) {
+        let Ok(socket) = UnixStream::connect(place.path().join("qmp")) else { return };
+        let peer = rustix::net::sockopt::socket_peercred(&socket).ok();
+        if let Some(process) = peer.and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()).ok()) {
+            let _gone = pidfd_send_signal(&process, Signal::KILL);
+        }
     }
 
     fn of(machine: &Machine, place: Place, pid: u32, child: Option<(Child, ChildStdin)>) -> Result<Self> {

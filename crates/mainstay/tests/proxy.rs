@@ -300,6 +300,9 @@ fn a_machine_that_its_host_copies_here_is_backed_up_later_and_is_what_it_was() {
     for part in 0..40 {
         lab.qemu.write(0, part * 4 * MIB as u64, 4 * MIB, part as u8 + 100).unwrap();
     }
+    // One of the disks has to be copied anew, which is what is cut: what there is of it must not be built upon.
+    let copy = std::fs::read_dir(&stage).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(copy.join("disk0.raw")).unwrap();
     let running = lab.start(Side::Proxy, "proxy", &receive);
     let mut monitor = lab.qemu.monitor().unwrap();
     patiently("the copying", LONG, || {
@@ -316,7 +319,7 @@ fn a_machine_that_its_host_copies_here_is_backed_up_later_and_is_what_it_was() {
     assert!(said.contains("never finished"), "{said}");
     lab.cable.mend().unwrap();
     let said = lab.run(Side::Proxy, "proxy", &receive);
-    assert_eq!(mode(&said, "incremental"), 2, "{said}");
+    assert_eq!((mode(&said, "incremental"), mode(&said, "full")), (1, 1), "{said}");
     lab.is_clean();
     let said = lab.run(Side::Proxy, "proxy", &backup);
     assert_eq!(mode(&said, "incremental"), 2, "{said}");

@@ -13,6 +13,7 @@ use crate::wire::{STRING_MAX, flag};
 pub struct Export {
     name: String,
     text: String,
+    hidden: bool,
     device: Device,
     observers: Vec<Arc<dyn ReadObserver>>,
     pub(super) tally: Tally,
@@ -62,7 +63,19 @@ impl Export {
     }
 
     fn new(name: String, device: Device) -> Self {
-        Self { name, text: String::new(), device, observers: Vec::new(), tally: Tally::default() }
+        let (observers, tally) = (Vec::new(), Tally::default());
+        Self { name, text: String::new(), hidden: false, device, observers, tally }
+    }
+
+    /// It is served to who knows its name, and to nobody else.
+    #[must_use]
+    pub fn hidden(mut self) -> Self {
+        self.hidden = true;
+        self
+    }
+
+    pub(super) fn is_hidden(&self) -> bool {
+        self.hidden
     }
 
     /// A line for people who list the exports.
@@ -147,10 +160,11 @@ pub(super) fn check_names(exports: &[Export]) -> Result<()> {
     Ok(())
 }
 
-/// The export of this name; for no name the first one.
+/// The export of this name; for no name the first one that everybody may know of.
 pub(super) fn find<'a>(exports: &'a [Export], name: &str) -> Option<(usize, &'a Export)> {
     let exact = exports.iter().enumerate().find(|(_, export)| export.name == name);
-    exact.or_else(|| exports.first().filter(|_| name.is_empty()).map(|first| (0, first)))
+    let mut open = exports.iter().enumerate().filter(|(_, export)| name.is_empty() && !export.hidden);
+    exact.or_else(|| open.next())
 }
 
 /// Records the reads of a boot, in the order in which they were asked for.

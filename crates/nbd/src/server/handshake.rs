@@ -125,7 +125,7 @@ impl<'a> Handshake<'a> {
     }
 
     fn list(&mut self) -> Result<()> {
-        for export in self.exports {
+        for export in self.exports.iter().filter(|export| !export.is_hidden()) {
             let mut data = Vec::new();
             put_string(&mut data, export.name());
             data.extend(export.description().as_bytes());

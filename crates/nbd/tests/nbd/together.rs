@@ -73,7 +73,9 @@ fn threads_share_the_connections_and_the_counters_count() {
         .text("a disk")
         .observer(Arc::clone(&trace) as _);
     let other = Export::writable("other", Disk::new(vec![1; 1000]) as _);
-    let server = serve(directory.path(), vec![export, other], ServerOptions::default());
+    let secret = Export::writable("secret", Disk::new(vec![2; 1000]) as _).hidden();
+    let server = serve(directory.path(), vec![secret, export, other], ServerOptions::default());
+    assert_eq!(client(&server, "secret").info().unwrap().size, 1000);
     let listed: Vec<_> =
         client(&server, "").list().unwrap().into_iter().map(|export| (export.name, export.text)).collect();
     assert_eq!(listed, [("disk".into(), "a disk".into()), ("other".into(), String::new())]);

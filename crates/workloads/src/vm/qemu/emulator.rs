@@ -310,9 +310,15 @@ fn make_overlay(directory: &Path, server: &Path, disk: &MachineDisk) -> Result<(
     let backing = json!({ "driver": "nbd", "export": disk.name,
         "server": { "type": "unix", "path": server.display().to_string() } });
     let backing = format!("json:{backing}");
+    // Under its own name it is there whole or not at all: one without its backing would be taken for a disk at home.
+    let unfinished = path.with_extension("qcow2.new");
     let program =
         Program::new("qemu-img", TOOL).arguments(["create", "-q", "-u", "-f", "qcow2", "-F", "raw"]);
-    program.argument("-b").argument(backing).argument(path).argument(size.to_string()).run_well().map(drop)
+    program.argument("-b").argument(backing).argument(&unfinished).argument(size.to_string()).run_well()?;
+    let settled = File::open(&unfinished).and_then(|file| file.sync_all());
+    let settled = settled.and_then(|()| rustix::fs::rename(&unfinished, &path).map_err(Into::into));
+    let settled = settled.and_then(|()| File::open(directory)?.sync_all());
+    settled.map_err(|error| Error::io(format!("cannot make {}", path.display()), error))
 }
 
 /// Whether the disk is whole where the machine runs, and needs no server.

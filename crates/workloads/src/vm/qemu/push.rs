@@ -42,7 +42,7 @@ impl QemuHost {
         progress: &dyn Progress,
     ) -> Result<Received> {
         let swept = self.sweep_remains();
-        let (known, qmp) = self.connect(machine)?;
+        let (known, mut qmp) = self.connect(machine)?;
         let Some(link) = &known.link else {
             return Err(Error::new(
                 Code::Usage,
@@ -50,7 +50,9 @@ impl QemuHost {
             )
             .hint("back it up with mainstay vm backup"));
         };
-        let mut incoming = stage.begin(machine, request.owner)?;
+        // It may have been named otherwise; the copy is kept under what the machine is.
+        let machine = super::identity(known, &mut qmp);
+        let mut incoming = stage.begin(&machine, request.owner)?;
         let request = SnapshotRequest { owner: incoming.owner(), since: incoming.since(), ..request.clone() };
         let taken = snapshot::take(self, known, qmp, &request)?.with_notes(swept);
         let moment = self.clock.now();
@@ -89,7 +91,7 @@ fn finish(
     Box::new(taken).commit()
 }
 
-/// Nobody can guess it, so that no other host writes into this machine's copy.
+/// Nobody can guess it, and the server tells it to nobody, so that no other host writes into this machine's copy.
 fn name(request: &SnapshotRequest, index: &str) -> String {
     format!("{}-{index}", request.run)
 }
@@ -100,7 +102,9 @@ fn exports(
     request: &SnapshotRequest,
 ) -> Result<Vec<Export>> {
     let opened = incoming.open(disks)?.into_iter().enumerate();
-    Ok(opened.map(|(index, disk)| Export::writable(name(request, &index.to_string()), disk)).collect())
+    Ok(opened
+        .map(|(index, disk)| Export::writable(name(request, &index.to_string()), disk).hidden())
+        .collect())
 }
 
 impl snapshot::QemuSnapshot {

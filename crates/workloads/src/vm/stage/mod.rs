@@ -126,6 +126,13 @@ impl Incoming {
     /// From now on the copy is no longer what it was. The disks to write to, in the same order.
     pub(super) fn open(&mut self, disks: &[DiskSnapshot]) -> Result<Vec<Arc<StagedDisk>>> {
         self.state.whole = false;
+        // A copy that is made anew is nothing to build upon until it is whole.
+        if let Some(staged) = &mut self.state.staged {
+            let is_built_upon = |name: &String| {
+                disks.iter().any(|disk| disk.name == *name && disk.mode == DiskMode::Incremental)
+            };
+            staged.marks.disks.retain(|name, _| is_built_upon(name));
+        }
         self.state.write(&self.directory)?;
         for disk in disks {
             let keep = disk.mode == DiskMode::Incremental;

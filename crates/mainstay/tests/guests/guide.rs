@@ -18,6 +18,7 @@ fn every_line_of_the_guide_does_what_it_says() {
     let libvirt = Libvirt::start().unwrap();
     let domain =
         libvirt.define(&DomainPlan { name: "web", boots_itself: true, ..DomainPlan::default() }).unwrap();
+    let _scratch = libvirt.define(&DomainPlan { name: "scratch", ..DomainPlan::default() }).unwrap();
     domain.start().unwrap();
     domain.inside().wait().unwrap();
     domain
@@ -36,6 +37,10 @@ fn every_line_of_the_guide_does_what_it_says() {
         if line.starts_with("mainstay mount ") {
             stage.mount(line);
             continue;
+        }
+        if line.contains("--same-identity") {
+            // For a host that has lost it.
+            domain.forget().unwrap();
         }
         let said = stage.type_in(line);
         println!("{said}");
@@ -83,11 +88,14 @@ impl Stage {
         let mut here = line
             .replace("/tmp/", &at("tmp-"))
             .replace("/mnt/", &at("mnt-"))
+            .replace("/srv/machines", &at("machines"))
+            .replace("/srv/look", &at("look"))
             .replace("qemu:///system", &format!("'{}'", self.uri))
             .replace("/srv/web", &at("run"))
-            .replace("/var/lib/libvirt/images/web", &at("images"))
+            .replace("/var/lib/libvirt/images/web", &at("images-web"))
             // Somebody who sits there would be asked.
-            .replace("vda=/dev/sdb", &format!("vda={} --yes", self.disk.device));
+            .replace("vda=/dev/sdb", &format!("vda={} --yes", self.disk.device))
+            .replace("--in-place", "--in-place --yes");
         if let Some(start) = here.find("@2026-") {
             let end = here[start..].find(' ').map_or(here.len(), |length| start + length);
             here.replace_range(start..end, "@$(date -u +%Y-%m-%dT%H:%M:%SZ)");
@@ -115,7 +123,9 @@ impl Stage {
         let output = self.shell(line).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).into_owned();
-        assert!(output.status.success(), "{line}: {:?}\n{said}", output.status);
+        // What is wrong with the host's machines is what such a line is asked for.
+        let well = output.status.success() || (line.ends_with("--check") && output.status.code() == Some(21));
+        assert!(well, "{line}: {:?}\n{said}", output.status);
         said
     }
 

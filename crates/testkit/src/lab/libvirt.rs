@@ -138,6 +138,13 @@ impl Domain<'_> {
         self.libvirt.virsh(&["start", &self.name]).map(drop)
     }
 
+    /// Has libvirt know nothing of it any more, as if the host were lost.
+    pub fn forget(&self) -> Result<()> {
+        // It may be off already.
+        let _either = self.libvirt.virsh(&["destroy", &self.name]);
+        self.libvirt.virsh(&["undefine", &self.name, "--checkpoints-metadata"]).map(drop)
+    }
+
     /// Shuts the guest down in order and waits for it.
     pub fn shut_down(&self) -> Result<()> {
         self.libvirt.virsh(&["shutdown", &self.name, "--mode", "acpi"])?;

@@ -11,7 +11,7 @@ use mainstay_core::{Code, Error, Result, Time};
 use mainstay_repository::PointInfo;
 
 use crate::undo::UNDO;
-use crate::vm::{KIND, UNDO_TAG};
+use crate::vm::takes_back;
 
 /// Fewer digits of a point's id are not taken for one.
 const PREFIX_MIN: usize = 4;
@@ -81,9 +81,7 @@ pub fn of_workload<'a>(name: &str, points: &'a [PointInfo]) -> Result<Vec<&'a Po
 /// Without the points that take back a restore of a machine, unless there are no others: `latest` of a machine is what was
 /// captured last, whatever was put back since.
 fn captured(scope: Vec<&PointInfo>) -> Vec<&PointInfo> {
-    let takes_back =
-        |point: &&PointInfo| point.workload.kind.0 == KIND && point.tags.iter().any(|tag| tag == UNDO_TAG);
-    if scope.iter().all(takes_back) {
+    if scope.iter().all(|point| takes_back(point)) {
         return scope;
     }
     scope.into_iter().filter(|point| !takes_back(point)).collect()

@@ -16,6 +16,7 @@ use mainstay_repository::PointInfo;
 
 use crate::address::show_time;
 use crate::undo::UNDO;
+use crate::vm::takes_back;
 
 /// Clocks of healthy machines differ by less.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5 * 60);
@@ -137,18 +138,17 @@ pub fn plan_expire<'a>(
     let reference = newest.map_or(now, |point| point.moment.min(now));
     let mut why: BTreeMap<PointId, Vec<Why>> = BTreeMap::new();
     for workload in workloads(points) {
-        let own = points.iter().filter(|point| point.workload.id == workload).collect::<Vec<_>>();
+        let own = points.iter().filter(|point| point.workload.id == workload && !is_undo(point));
+        let own = own.collect::<Vec<_>>();
         let sound = own.iter().copied().filter(|point| sound(point)).rev().collect::<Vec<_>>();
-        let is_undo = own.iter().all(|point| point.workload.kind.0 == UNDO);
-        let kept = if is_undo {
-            young_undo(&sound, policy, reference)
-        } else {
-            rules(&sound, policy, zone, reference)
-        };
-        let never = if is_undo { Vec::new() } else { promises(&own) };
-        for (id, reason) in never.into_iter().chain(kept) {
+        let kept = rules(&sound, policy, zone, reference);
+        for (id, reason) in promises(&own).into_iter().chain(kept) {
             why.entry(id).or_default().push(reason);
         }
+    }
+    let undo = points.iter().filter(|point| is_undo(point) && sound(point)).collect::<Vec<_>>();
+    for (id, reason) in young_undo(&undo, policy, reference) {
+        why.entry(id).or_default().push(reason);
     }
     for point in points {
         let held = point.holds.iter().filter(|hold| hold.until.is_none_or(|until| until >= reference));
@@ -218,6 +218,11 @@ fn clock_is_behind(point: &PointInfo, zone: &TimeZone, now: Time) -> Error {
     )
 }
 
+/// Whether a point takes back a restore, of files or of a machine.
+fn is_undo(point: &PointInfo) -> bool {
+    point.workload.kind.0 == UNDO || takes_back(point)
+}
+
 fn workloads(points: &[PointInfo]) -> BTreeSet<WorkloadId> {
     points.iter().map(|point| point.workload.id).collect()
 }
@@ -231,8 +236,8 @@ fn promises(own: &[&PointInfo]) -> Kept {
     newest.into_iter().chain(verified.map(|point| (point.id, Why::Verified))).collect()
 }
 
-fn young_undo(newest_first: &[&PointInfo], policy: &Policy, reference: Time) -> Kept {
-    let young = newest_first.iter().filter(|point| reference.since(point.moment) <= policy.undo);
+fn young_undo(points: &[&PointInfo], policy: &Policy, reference: Time) -> Kept {
+    let young = points.iter().filter(|point| reference.since(point.moment) <= policy.undo);
     young.map(|point| (point.id, Why::Undo)).collect()
 }
 
@@ -275,12 +280,13 @@ fn local(time: Time, zone: &TimeZone) -> Zoned {
 
 fn never_verified(verdicts: &[Verdict<'_>]) -> Vec<WorkloadRef> {
     let mut named: BTreeMap<WorkloadId, &WorkloadRef> = BTreeMap::new();
-    for verdict in verdicts.iter().filter(|verdict| verdict.why.is_empty()) {
+    let lost = |verdict: &&Verdict<'_>| verdict.why.is_empty() && !is_undo(verdict.point);
+    for verdict in verdicts.iter().filter(lost) {
         named.insert(verdict.point.workload.id, &verdict.point.workload);
     }
     for verdict in verdicts {
         let point = verdict.point;
-        if point.verified.is_some() || point.proven.is_some() || point.workload.kind.0 == UNDO {
+        if point.verified.is_some() || point.proven.is_some() {
             named.remove(&point.workload.id);
         }
     }

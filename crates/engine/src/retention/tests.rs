@@ -147,6 +147,22 @@ fn undo_points_go_by_age_alone() {
     assert_eq!(kept(&points, &policy(|policy| policy.last = 9), &TimeZone::UTC), [2, 3]);
 }
 
+#[test]
+fn what_takes_back_a_restore_of_a_machine_displaces_no_point_of_it() {
+    let mut points = series(&[
+        "2026-01-01T00:00:00Z",
+        "2026-01-02T00:00:00Z",
+        "2026-01-05T00:00:00Z",
+        "2026-01-09T00:00:00Z",
+        "2026-01-09T01:00:00Z",
+    ]);
+    points.iter_mut().for_each(|point| point.workload.kind.0 = "vm".into());
+    for number in [0, 3, 4] {
+        points[number].tags.push("undo".into());
+    }
+    assert_eq!(kept(&points, &policy(|policy| policy.last = 1), &TimeZone::UTC), [3, 4, 5]);
+}
+
 fn random_points(rng: &mut Rng) -> Vec<PointInfo> {
     let mut now = 1_767_225_600;
     let mut points = Vec::new();

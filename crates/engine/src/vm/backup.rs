@@ -14,6 +14,7 @@ use mainstay_workloads::vm::{
 };
 
 use super::along::{AlongFiles, Maps};
+use super::in_place::check_finished;
 use super::inside::Inside;
 use super::lean::Leave;
 use crate::backup::find;
@@ -63,7 +64,7 @@ pub struct MachinePoint {
 /// what cannot be understood there costs room and nothing else.
 ///
 /// Errors: those of the hypervisor and the repository; [`Code::Refused`] when less consistency was reached than is
-/// required. In all of them no point was made, unless the error says that everything is stored, and the guest runs.
+/// required, or when a restore over the disks was interrupted. In all of them no point was made, unless the error says that everything is stored, and the guest runs.
 pub fn backup_machine(
     repository: &Repository,
     hypervisor: &dyn Hypervisor,
@@ -106,6 +107,7 @@ pub fn backup_machine(
     let moment = snapshot.moment().unwrap_or_else(|| clock.now());
     check_reached(snapshot.as_ref(), request)?;
     let opened = open_disks(snapshot.as_ref())?;
+    check_finished(&opened, &machine, &points)?;
     let bytes = opened.iter().map(|(_, disk)| disk.size()).sum();
     let maps = Maps::of(opened, inside);
     let (disks, frozen) = (snapshot.disks().to_vec(), snapshot.frozen());

@@ -19,12 +19,14 @@ use mainstay_diskimage::container::{self, Directories, Format};
 use mainstay_diskimage::partition::refit;
 use mainstay_nbd::WritableBlocks;
 use mainstay_repository::{PointInfo, PointReader, Repository};
-use mainstay_workloads::vm::{DISKS, Hypervisor, Machine, MachineDisk, MachineId, Overwrite};
+use mainstay_workloads::vm::{
+    DISKS, Hypervisor, KIND, Machine, MachineDisk, MachineId, MachineState, Overwrite,
+};
 
 use super::backup::root_of;
 use super::disks::{Shifted, write_disk};
 use super::instant::machine;
-use super::recover::is_running;
+use super::recover::{is_running, state_of};
 
 /// The tag of points that take a restore back.
 pub const UNDO_TAG: &str = "undo";
@@ -81,12 +83,19 @@ pub struct RestoredInPlace {
 /// Finds the machine that the point is of, and its disks.
 ///
 /// Errors: [`Code::NotFound`] when the host has no such machine or an image is gone, [`Code::Refused`] when a disk no longer
-/// fits, [`Code::Unsupported`] for images that are not written in place.
+/// fits or the machine's memory is saved, [`Code::Unsupported`] for images that are not written in place, and hosts whose
+/// machines are not read while they are off.
 pub fn plan_in_place(
     repository: &Repository,
     reader: &PointReader,
     host: &dyn Hypervisor,
 ) -> Result<InPlacePlan> {
+    if !host.caps().offline {
+        let what = format!("the disks of machines of {} are not written over from here", host.name());
+        return Err(Error::new(Code::Unsupported, what).hint(
+            "name the libvirt of this computer, or dir:DIRECTORY; or restore the disks --to a directory",
+        ));
+    }
     let id = machine(reader)?.id;
     let elsewhere = "bring it back as a new machine: --as NAME, with --same-identity if it is gone";
     let present = host.config(&id).map_err(|error| match error.code() {
@@ -95,7 +104,7 @@ pub fn plan_in_place(
             .hint(elsewhere),
         _ => error,
     })?;
-    let runs = is_running(host, &present.id)?;
+    let runs = still_runs(host, &present)?;
     let (mut disks, mut notes) = (Vec::new(), Vec::new());
     for entry in reader.list(&ItemPath::new(DISKS).unwrap_or_default())? {
         if entry.metadata.kind != Kind::Disk {
@@ -108,13 +117,13 @@ pub fn plan_in_place(
         let (blocks, size) = look(disk)?;
         refit(reader.blocks(&entry)?.as_ref(), size)
             .map_err(|error| error.during(format!("the disk {name} cannot be put back")))?;
-        notes.push(note_of(blocks.as_ref())?);
+        notes.extend(note_of(blocks.as_ref())?);
         let (path, format) = (disk.source.clone().into(), disk.format.clone());
         disks.push(PresentDisk { item: entry.path.clone(), name, path, format, size });
     }
     let written = |disk: &&MachineDisk| !disk.read_only && !disks.iter().any(|known| known.name == disk.name);
     let left = present.disks.iter().filter(written).map(|disk| disk.name.clone()).collect();
-    let interrupted = trusted(repository, &present.id, notes)?;
+    let interrupted = trusted(&repository.points()?, &present.id, &notes);
     Ok(InPlacePlan { point: reader.info().clone(), machine: present, runs, disks, left, interrupted })
 }
 
@@ -144,18 +153,48 @@ fn note_of(disk: &dyn Blocks) -> Result<Option<PointId>> {
     Ok(lines.find_map(|line| line.strip_prefix("undo ")).filter(|_| noted).and_then(|id| id.parse().ok()))
 }
 
-/// A guest can write what it likes on its disk, but it does not know the random name of the newest point of its own.
-fn trusted(
-    repository: &Repository,
-    machine: &MachineId,
-    notes: Vec<Option<PointId>>,
-) -> Result<Option<PointId>> {
-    let Some(noted) = notes.into_iter().flatten().next() else { return Ok(None) };
-    let points = repository.points()?;
-    let root = root_of(machine);
-    let newest = points.iter().rfind(|point| point.roots == [root.clone()]);
-    let fits = |point: &&PointInfo| point.id == noted && point.tags.iter().any(|tag| tag == UNDO_TAG);
-    Ok(newest.filter(fits).map(|point| point.id))
+/// Whether a point takes back a restore of a machine.
+pub fn takes_back(point: &PointInfo) -> bool {
+    point.workload.kind.0 == KIND && point.tags.iter().any(|tag| tag == UNDO_TAG)
+}
+
+/// The undo point that the notes on the disks of a machine name. A guest can write what it likes on its disks, but it does
+/// not know the random name of a point that takes back a restore of it.
+fn trusted(points: &[PointInfo], machine: &MachineId, notes: &[PointId]) -> Option<PointId> {
+    let root = [root_of(machine)];
+    let mut own = points.iter().filter(|point| takes_back(point) && point.roots == root);
+    own.find(|point| notes.contains(&point.id)).map(|point| point.id)
+}
+
+/// Whether disks are as a restore in place leaves them that did not come to its end.
+///
+/// Errors: [`Code::Refused`] when they are.
+pub(super) fn check_finished(
+    disks: &[(ItemPath, Arc<dyn Blocks>)],
+    machine: &Machine,
+    points: &[PointInfo],
+) -> Result<()> {
+    let mut notes = Vec::new();
+    for (_, disk) in disks {
+        notes.extend(note_of(disk.as_ref())?);
+    }
+    let Some(undo) = trusted(points, &machine.id, &notes) else { return Ok(()) };
+    let what =
+        format!("a restore over the disks of {} was interrupted: they are neither old nor new", machine.name);
+    Err(Error::new(Code::Refused, what).hint(format!(
+        "run it again to finish it, or take it back: mainstay vm restore {undo} --in-place --host …"
+    )))
+}
+
+/// Errors: [`Code::Refused`] for a machine that would go on with old memory over new disks.
+fn still_runs(host: &dyn Hypervisor, machine: &Machine) -> Result<bool> {
+    let state = state_of(host, &machine.id)?;
+    if state != MachineState::Saved {
+        return Ok(state.runs());
+    }
+    let what = format!("the memory of {} is saved, and would go on over other disks", machine.name);
+    Err(Error::new(Code::Refused, what)
+        .hint(format!("let go of the memory first: virsh managedsave-remove {}", machine.name)))
 }
 
 /// Asks the machine to shut down and waits until it has.
@@ -194,7 +233,7 @@ pub fn restore_in_place(
     undo: &dyn Fn() -> Result<PointId>,
     progress: &Arc<dyn Progress>,
 ) -> Result<RestoredInPlace> {
-    if is_running(host, &plan.machine.id)? {
+    if still_runs(host, &plan.machine)? {
         let what = format!("the machine {} is running", plan.machine.name);
         return Err(Error::new(Code::Refused, what).hint("shut it down first: --stop does it"));
     }

@@ -26,6 +26,7 @@ pub use boot::Boot;
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
 pub use in_place::{
     InPlacePlan, PresentDisk, RestoredInPlace, UNDO_TAG, plan_in_place, restore_in_place, shut_down,
+    takes_back,
 };
 pub use inside::{Inside, Keys};
 pub use instant::{Cost, Instant, Proof, ProofRequest, is_whole, machine, prove};

@@ -13,7 +13,7 @@ pub struct Machine {
     pub id: String,
     pub name: String,
     pub host: String,
-    /// running, paused, shut off, crashed, unknown
+    /// running, paused, shut off, saved, crashed, unknown
     pub state: String,
     pub disks: Vec<String>,
     /// Of all disks whose size the host tells.

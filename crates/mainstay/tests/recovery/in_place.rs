@@ -119,6 +119,7 @@ fn a_restore_that_is_killed_leaves_no_machine_that_boots_and_the_next_run_finish
         killed += 1;
         let head = head();
         assert!(head.starts_with(b"MAINSTAY RESTORE 1\nundo "), "{:?}", head.get(..100));
+        web.user.fails(&["vm", "backup", "--host", "dir:images", "web"], 1, "was interrupted");
         // Nothing else is written before the rest of the head is gone.
         let gone = head[4096..].iter().all(|byte| *byte == 0);
         let untouched =
@@ -144,6 +145,11 @@ fn undo_of(web: &Web) -> String {
 fn what_cannot_be_put_back_in_place_is_refused_before_anything_changes() {
     let web = web(&mut Rng::new(3));
     let restore = [RESTORE.as_slice(), &["web@latest", "--yes"]].concat();
+    // Hosts whose disks are not here, or not ours while they are off: neither is even spoken to.
+    for host in ["qmp:nowhere.sock", "qemu+ssh://nowhere/system"] {
+        let words = ["vm", "restore", "--in-place", "--host", host, "web@latest", "--yes", "--stop"];
+        web.user.fails(&words, 1, "not written over from here");
+    }
     // In use, as a machine that runs has it.
     let daemon = StorageDaemon::start(&[&web.qcow2]).unwrap();
     web.user.fails(&restore, 1, "in use");

@@ -45,9 +45,35 @@ fn a_machine_comes_back_with_a_script_that_starts_it_and_is_left_alone_when_it_i
     let before = script.metadata().unwrap().modified().unwrap();
     assert_eq!(user.only("machine_recovered", &words)["was_complete"], true);
     assert_eq!(script.metadata().unwrap().modified().unwrap(), before);
+    // The same words go on with what was begun, whatever they mean by now; another point does not.
+    let taken = user.only("point", &["vm", "backup", "--host", "dir:images", "web"]);
+    assert_eq!(user.only("machine_recovered", &words)["was_complete"], true);
+    let newer = format!("web@{}", taken["point"].as_str().unwrap());
+    let named: Vec<&str> =
+        words.iter().map(|word| if *word == "web@latest" { newer.as_str() } else { *word }).collect();
+    user.fails(&named, 1, "another point or shape");
     // Another machine cannot have its place, nor its name.
     user.fails(&restore(&user, "web2", &["new/web2"]), 1, "another point or shape");
     user.fails(&restore(&user, "web2", &["new/other"]), 1, "called web2 already");
+}
+
+#[test]
+fn what_came_back_without_being_started_is_started_when_that_is_asked_for() {
+    let user = machines(&["web"]);
+    let words = restore(&user, "web2", &["new/web2"]);
+    assert_eq!(user.only("machine_recovered", &words)["started"], false);
+    // No guest is needed to see that it is started.
+    let script = user.at("new/web2/start");
+    let text = std::fs::read_to_string(&script).unwrap();
+    let began = format!("\ntouch '{}'; exit 0\n", user.at("began").display());
+    std::fs::write(&script, text.replacen('\n', &began, 1)).unwrap();
+    let words = [words.as_slice(), &["--start"]].concat();
+    for was_complete in [false, true] {
+        let done = user.only("machine_recovered", &words);
+        assert_eq!((&done["started"], &done["was_complete"]), (&true.into(), &was_complete.into()), "{done}");
+        assert_eq!(user.at("began").exists(), !was_complete);
+        let _gone = std::fs::remove_file(user.at("began"));
+    }
 }
 
 #[test]

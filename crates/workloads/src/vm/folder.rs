@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Error, Result, Time};
+use mainstay_core::{Clock, Code, Consistency, Error, Result, Time};
 use mainstay_diskimage::container::{self, Directories, Format};
 use serde_json::{Value, json};
 
@@ -249,7 +249,13 @@ impl Hypervisor for Folder {
 
     fn snapshot(&self, machine: &MachineId, request: &SnapshotRequest) -> Result<Box<dyn MachineSnapshot>> {
         let machine = self.machine(machine)?;
-        let offline = Offline { driver: DRIVER, machine, scratch: None, notes: Vec::new() };
+        let offline = Offline {
+            driver: DRIVER,
+            machine,
+            scratch: None,
+            reached: Consistency::Offline,
+            notes: Vec::new(),
+        };
         offline::take(offline, request, self.clock.as_ref())
     }
 

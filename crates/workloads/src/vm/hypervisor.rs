@@ -122,7 +122,7 @@ pub struct Caps {
     pub incremental: bool,
     /// Guests can be frozen for a moment.
     pub freeze: bool,
-    /// Machines that are shut down can be read.
+    /// Machines that are shut down can be read, and their disks written over.
     pub offline: bool,
     /// Machines can be defined and started.
     pub define: bool,
@@ -225,9 +225,18 @@ pub enum MachineState {
     Running,
     Paused,
     ShutOff,
+    /// Off, but its memory is kept: the next start goes on from there.
+    Saved,
     Crashed,
     /// The host says something else, or nothing.
     Unknown,
+}
+
+impl MachineState {
+    /// Whether its disks are in use.
+    pub const fn runs(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
 }
 
 /// A machine as an inventory shows it.

@@ -32,6 +32,8 @@ pub(super) struct Offline<'a> {
     pub(super) machine: Machine,
     /// For sockets; without it bitmaps inside images are not asked.
     pub(super) scratch: Option<&'a Path>,
+    /// Less than [`Consistency::Offline`] when the guest did not shut down.
+    pub(super) reached: Consistency,
     pub(super) notes: Vec<String>,
 }
 
@@ -40,6 +42,7 @@ struct OfflineSnapshot {
     machine: Machine,
     shown: Vec<DiskSnapshot>,
     disks: Vec<OfflineDisk>,
+    reached: Consistency,
     notes: Vec<String>,
 }
 
@@ -65,7 +68,7 @@ pub(super) fn take(
     request: &SnapshotRequest,
     clock: &dyn Clock,
 ) -> Result<Box<dyn MachineSnapshot>> {
-    let Offline { driver, mut machine, scratch, mut notes } = offline;
+    let Offline { driver, mut machine, scratch, reached, mut notes } = offline;
     let wanted = choose(&machine, &request.disks)?;
     let (mut disks, mut shown) = (Vec::new(), Vec::new());
     for disk in wanted {
@@ -81,7 +84,7 @@ pub(super) fn take(
         let seen = shown.iter().find(|seen| seen.name == disk.name);
         disk.size = seen.map(|seen| seen.size).or(disk.size);
     }
-    Ok(Box::new(OfflineSnapshot { driver, machine, shown, disks, notes }))
+    Ok(Box::new(OfflineSnapshot { driver, machine, shown, disks, reached, notes }))
 }
 
 fn choose(machine: &Machine, wanted: &[String]) -> Result<Vec<MachineDisk>> {
@@ -248,7 +251,7 @@ fn by_bitmap(image: &str, bitmap: &str, scratch: &Path) -> Result<Arc<dyn Blocks
 
 impl MachineSnapshot for OfflineSnapshot {
     fn reached(&self) -> Consistency {
-        Consistency::Offline
+        self.reached
     }
 
     fn frozen(&self) -> Duration {

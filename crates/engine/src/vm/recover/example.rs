@@ -6,7 +6,7 @@ use mainstay_core::Result;
 use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::vm::{KIND, Machine};
 
-use super::super::in_place::UNDO_TAG;
+use super::super::in_place::takes_back;
 use super::machine::whole_machine;
 
 const HEAD: &str = r#"# A recovery plan: which machines come back where, in which order and shape.
@@ -33,9 +33,8 @@ pub fn example(repository: &Repository) -> Result<String> {
     let points = repository.points()?;
     let mut newest: Vec<&PointInfo> = Vec::new();
     for point in points.iter().rev() {
-        let undo = point.tags.iter().any(|tag| tag == UNDO_TAG);
         if point.workload.kind.0 == KIND
-            && !undo
+            && !takes_back(point)
             && newest.iter().all(|known| known.workload.id != point.workload.id)
         {
             newest.push(point);

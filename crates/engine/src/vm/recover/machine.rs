@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What is to become of the machine of a point.
 #[derive(Clone, Debug)]
 pub struct Recovery {
+    /// The point, in the words of whoever asked for it.
+    pub asked: String,
     pub shape: Shape,
     /// Where its disks go: a directory of its own.
     pub folder: ImageFolder,
@@ -87,11 +89,17 @@ impl Times {
 pub struct Record {
     version: u32,
     point: String,
+    /// The words that meant this point when it was begun.
+    #[serde(default)]
+    asked: String,
     /// What was asked for, to be compared.
     request: String,
     /// As it is defined: with its identity.
     pub machine: Machine,
     pub stage: Stage,
+    /// Starting it was part of what has been done.
+    #[serde(default)]
+    pub started: bool,
     pub times: Times,
     /// Content bytes of the disks.
     pub bytes: u64,
@@ -108,6 +116,8 @@ pub struct Recovered {
     pub directory: PathBuf,
     /// It was complete before this run, which left it as it is.
     pub was_complete: bool,
+    /// It was started, by this run or an earlier one.
+    pub started: bool,
     pub times: Times,
     pub bytes: u64,
     pub written_bytes: u64,
@@ -137,7 +147,22 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// The point that is being brought back, whatever `latest` means by now.
+    /// What was begun in a directory, if `asked` still means it: the same words do, whatever `latest` is by now, and so
+    /// does whatever `find` finds to be the same point.
+    ///
+    /// Errors: [`Code::Conflict`] for another point, and those of [`Record::read`] and `find`.
+    pub fn begun(
+        directory: &Path,
+        asked: &str,
+        find: impl FnOnce() -> Result<PointId>,
+    ) -> Result<Option<Self>> {
+        match Self::read(directory)? {
+            Some(record) if record.asked != asked && record.point()? != find()? => Err(other(directory)),
+            record => Ok(record),
+        }
+    }
+
+    /// The point that is being brought back.
     pub fn point(&self) -> Result<PointId> {
         self.point.parse().map_err(|()| Error::integrity("the record of a recovery names no point"))
     }
@@ -181,7 +206,7 @@ pub fn check_recovery(reader: &PointReader, recovery: &Recovery, host: &dyn Hype
     if !host.caps().define {
         let what = format!("no machine can be defined on {}", host.name());
         return Err(Error::new(Code::Unsupported, what)
-            .hint("name a libvirt, or dir:DIRECTORY for machines of plain QEMU"));
+            .hint("name the libvirt of this computer, or dir:DIRECTORY for machines of plain QEMU"));
     }
     let machine = recovery.shape.apply(whole_machine(reader)?, &mut random)?;
     for listed in host.list()? {
@@ -219,31 +244,41 @@ pub fn recover_machine(
 ) -> Result<Recovered> {
     let directory = &recovery.folder.directory;
     let request = format!("{:?} {:?}", recovery.shape, folder(recovery));
-    let record = match Record::read(directory)? {
+    let mut record = match Record::read(directory)? {
         Some(record) if record.request == request && record.point()? == reader.info().id => record,
-        Some(_) => {
-            let what = format!("{} holds a recovery of another point or shape", directory.display());
-            return Err(Error::new(Code::Conflict, what)
-                .hint("choose another directory, or remove it with the machine it belongs to"));
-        }
+        Some(_) => return Err(other(directory)),
         None => {
             let machine = check_recovery(reader, recovery, host)?;
             std::fs::create_dir_all(directory)
                 .map_err(|error| Error::io(format!("cannot make {}", directory.display()), error))?;
             let (point, times) = (reader.info().id.to_string(), Times::default());
-            let stage = Stage::Begun;
-            Record { version: VERSION, point, request, machine, stage, times, bytes: 0, written_bytes: 0 }
+            Record {
+                version: VERSION,
+                point,
+                asked: recovery.asked.clone(),
+                request,
+                machine,
+                stage: Stage::Begun,
+                started: false,
+                times,
+                bytes: 0,
+                written_bytes: 0,
+            }
         }
     };
     let _lock = lock(directory)?;
-    if record.stage != Stage::Complete && !is_as_read(directory, &record)? {
+    let was_complete = record.stage == Stage::Complete && (record.started || !recovery.start);
+    if !was_complete && !is_as_read(directory, &record)? {
         let what = format!("somebody else has just worked in {}", directory.display());
         return Err(Error::new(Code::Conflict, what).hint("run again"));
     }
-    let was_complete = record.stage == Stage::Complete;
+    if record.stage == Stage::Complete && !was_complete {
+        // Complete without having been started, which is asked for now.
+        record.stage = Stage::Defined;
+    }
     let mut run = Run { reader, recovery, host, clock, progress, record };
     run.go_on(jobs)?;
-    let Record { machine, times, bytes, written_bytes, .. } = run.record;
+    let Record { machine, started, times, bytes, written_bytes, .. } = run.record;
     let (point, directory) = (reader.info().id, directory.clone());
     let workload = reader.info().workload.name.clone();
     Ok(Recovered {
@@ -253,10 +288,17 @@ pub fn recover_machine(
         name: machine.name,
         directory,
         was_complete,
+        started,
         times,
         bytes,
         written_bytes,
     })
+}
+
+fn other(directory: &Path) -> Error {
+    let what = format!("{} holds a recovery of another point or shape", directory.display());
+    Error::new(Code::Conflict, what)
+        .hint("choose another directory, or remove it with the machine it belongs to")
 }
 
 /// Keeps others out as long as it lives.
@@ -313,6 +355,7 @@ impl Run<'_> {
             }
             self.wait()?;
             self.record.times.start += self.since(began);
+            self.record.started = true;
             self.reached(Stage::Started)?;
         }
         if self.record.stage < Stage::Complete {
@@ -424,11 +467,16 @@ impl Run<'_> {
 
 /// Whether the host says that the machine runs.
 pub(in crate::vm) fn is_running(host: &dyn Hypervisor, id: &MachineId) -> Result<bool> {
+    Ok(state_of(host, id)?.runs())
+}
+
+/// How the host says that the machine is.
+pub(in crate::vm) fn state_of(host: &dyn Hypervisor, id: &MachineId) -> Result<MachineState> {
     let found = host.list()?.into_iter().find(|listed| listed.id == *id);
     let found = found.ok_or_else(|| {
         Error::new(Code::NotFound, format!("{} has no machine {} any more", host.name(), id.0))
     })?;
-    Ok(matches!(found.state, MachineState::Running | MachineState::Paused))
+    Ok(found.state)
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -6,9 +6,9 @@ mod plan;
 mod run;
 
 pub use example::example;
-pub(super) use machine::is_running;
 pub use machine::{
     Record, Recovered, Recovery, Stage, Times, Wait, check_recovery, recover_machine, whole_machine,
 };
+pub(super) use machine::{is_running, state_of};
 pub use plan::{PlannedMachine, RecoveryPlan};
 pub use run::{Outcome, Ready, Step, look, recover};

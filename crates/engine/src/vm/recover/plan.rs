@@ -187,7 +187,8 @@ fn planned(text: &MachineText, plan: &PlanText, base: &Path) -> Result<PlannedMa
         ..ImageFolder::new(base.join(&plan.directory).join(&name))
     };
     let limit = text.limit.as_deref().map(length).transpose().map_err(during)?.unwrap_or(LIMIT);
-    let recovery = Recovery { shape, folder, start: text.start, wait, limit, checks: text.checks.clone() };
+    let (asked, checks) = (text.point.clone(), text.checks.clone());
+    let recovery = Recovery { asked, shape, folder, start: text.start, wait, limit, checks };
     Ok(PlannedMachine { point: text.point.clone(), name, after: text.after.clone(), recovery })
 }
 

@@ -71,11 +71,12 @@ fn ready(
     host: &dyn Hypervisor,
     find: &dyn Fn(&str) -> Result<PointInfo>,
 ) -> Result<Ready> {
-    let record = Record::read(&planned.recovery.folder.directory)?;
+    let find = || Ok(find(&planned.point)?.id);
     // What was begun goes on with its own point, whatever `latest` means by now.
+    let record = Record::begun(&planned.recovery.folder.directory, &planned.point, find)?;
     let id = match &record {
         Some(record) => record.point()?,
-        None => find(&planned.point)?.id,
+        None => find()?,
     };
     let reader = repository.read(&id)?;
     let machine = match &record {

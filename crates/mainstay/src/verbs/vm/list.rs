@@ -185,6 +185,7 @@ fn state(state: MachineState) -> &'static str {
         MachineState::Running => "running",
         MachineState::Paused => "paused",
         MachineState::ShutOff => "shut off",
+        MachineState::Saved => "saved",
         MachineState::Crashed => "crashed",
         MachineState::Unknown => "unknown",
     }

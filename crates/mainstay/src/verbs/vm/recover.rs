@@ -127,6 +127,6 @@ fn state(machine: &PlannedMachine, outcome: &Outcome, host: &dyn Hypervisor) -> 
         }
         Outcome::Waits(failed) => ("not tried", Some(format!("it comes after {failed}, which failed")), None),
     };
-    let recovered = recovered.map(|done| recreate::line(done, host, &machine.recovery));
+    let recovered = recovered.map(|done| recreate::line(done, host));
     RecoveryState { name: machine.name.clone(), state: state.to_owned(), why, recovered }
 }

@@ -22,6 +22,7 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let (repository, mut reader) =
         restore::open(&arguments.point, arguments.image_only, session)?.without_files()?;
     let recovery = Recovery {
+        asked: arguments.point.clone(),
         shape: Shape {
             name: arguments.new_name.clone(),
             identity: if arguments.same_identity { Identity::Same } else { Identity::New },
@@ -34,7 +35,8 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
         checks: Vec::new(),
     };
     // What was begun goes on with its own point, whatever `latest` is by now.
-    if let Some(begun) = Record::read(&directory)? {
+    let named = reader.info().id;
+    if let Some(begun) = Record::begun(&directory, &recovery.asked, || Ok(named))? {
         reader = repository.read(&begun.point()?)?;
     } else {
         let machine = check_recovery(&reader, &recovery, host.as_ref())?;
@@ -59,11 +61,11 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let clock = session.doors.clock.as_ref();
     let done = recover_machine(&reader, &recovery, host.as_ref(), jobs, clock, &progress);
     drop(progress);
-    session.report.line(&Line::MachineRecovered(line(&done?, host.as_ref(), &recovery)));
+    session.report.line(&Line::MachineRecovered(line(&done?, host.as_ref())));
     Ok(None)
 }
 
-pub(super) fn line(done: &Recovered, host: &dyn Hypervisor, recovery: &Recovery) -> MachineRecovered {
+pub(super) fn line(done: &Recovered, host: &dyn Hypervisor) -> MachineRecovered {
     MachineRecovered {
         point: done.point.to_string(),
         workload: done.workload.clone(),
@@ -72,7 +74,7 @@ pub(super) fn line(done: &Recovered, host: &dyn Hypervisor, recovery: &Recovery)
         host: host.name(),
         directory: done.directory.display().to_string(),
         was_complete: done.was_complete,
-        started: recovery.start,
+        started: done.started,
         write_seconds: done.times.write,
         define_seconds: done.times.define,
         start_seconds: done.times.start,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Error, Result};
+use mainstay_core::{Clock, Code, Consistency, Error, Result};
 use serde_json::{Value, json};
 
 use super::domain_xml::{made_here, mark_as_made, parse, parse_live, write};
@@ -67,14 +67,14 @@ impl LibvirtHost {
 
     fn summary(&self, uuid: &str) -> Result<MachineSummary> {
         let line = format!(
-            "domstate {uuid}; echo {MARKER}; dumpxml {uuid}; echo {MARKER}; \
+            "domstate {uuid}; echo {MARKER}; dumpxml {uuid}; echo {MARKER}; dominfo {uuid}; echo {MARKER}; \
              snapshot-list {uuid} --name; echo {MARKER}; checkpoint-list {uuid} --name"
         );
         let outcome = self.virsh.run_line(ANSWER, &line)?;
         let text = String::from_utf8_lossy(&outcome.output).into_owned();
         let mut answers = text.split(MARKER).map(str::trim);
         let mut answer = || answers.next().unwrap_or_default();
-        let (state, xml) = (answer(), answer());
+        let (state, xml, info) = (answer(), answer(), answer());
         if xml.is_empty() {
             return Err(virsh::refused("dumpxml", &outcome));
         }
@@ -96,7 +96,7 @@ impl LibvirtHost {
         Ok(MachineSummary {
             id: MachineId(uuid.to_owned()),
             name: machine.name.clone(),
-            state: self::state(state),
+            state: self::state(state, info),
             disks: disks.collect(),
             snapshots: snapshots.chain(checkpoints).collect(),
         })
@@ -118,7 +118,8 @@ impl LibvirtHost {
     }
 
     fn state(&self, uuid: &str) -> Result<MachineState> {
-        Ok(state(self.virsh.run(&["domstate", uuid])?.trim()))
+        let word = self.virsh.run(&["domstate", uuid])?;
+        Ok(state(word.trim(), &self.virsh.run(&["dominfo", uuid])?))
     }
 
     fn described(&self, uuid: &str) -> Result<Machine> {
@@ -129,7 +130,9 @@ impl LibvirtHost {
             Err(_) => self.virsh.run(&["dumpxml", uuid])?,
         };
         let mut machine = parse(&text)?;
-        machine.read_nvram();
+        if self.virsh.is_here() {
+            machine.read_nvram();
+        }
         for disk in &mut machine.disks {
             let info = self.virsh.run(&["domblkinfo", uuid, &disk.name]).unwrap_or_default();
             let size = info.lines().find_map(|line| line.strip_prefix("Capacity:"));
@@ -145,7 +148,9 @@ impl Hypervisor for LibvirtHost {
     }
 
     fn caps(&self) -> Caps {
-        Caps { incremental: true, freeze: true, offline: true, define: true }
+        // Images are opened and written by their paths here, which name other files elsewhere.
+        let here = self.virsh.is_here();
+        Caps { incremental: true, freeze: true, offline: here, define: here }
     }
 
     fn list(&self) -> Result<Vec<MachineSummary>> {
@@ -166,9 +171,19 @@ impl Hypervisor for LibvirtHost {
                 let taken = snapshot::take(self, &uuid, machine, request)?;
                 Ok(Box::new(taken.with_notes(swept.left)))
             }
-            _ => {
-                let scratch = Some(self.scratch.as_path());
-                let offline = Offline { driver: DRIVER, machine, scratch, notes: swept.left };
+            _ if !self.virsh.is_here() => {
+                let what = format!("{} is off, and its images are on another computer", machine.name);
+                Err(Error::new(Code::Unsupported, what)
+                    .hint("back it up on the computer that has them, or start it"))
+            }
+            state => {
+                let (scratch, mut notes) = (Some(self.scratch.as_path()), swept.left);
+                let mut reached = Consistency::Offline;
+                if state == MachineState::Saved {
+                    reached = Consistency::Crash;
+                    notes.push("its memory is saved, so that the guest did not shut down".into());
+                }
+                let offline = Offline { driver: DRIVER, machine, scratch, reached, notes };
                 offline::take(offline, request, self.clock.as_ref())
             }
         }
@@ -201,7 +216,7 @@ impl Hypervisor for LibvirtHost {
             let what = format!("the machine {} was not made by Mainstay", machine.0);
             return Err(Error::new(Code::Refused, what).hint("take it away with virsh if it is to go"));
         }
-        if self.state(&uuid)? != MachineState::ShutOff {
+        if !matches!(self.state(&uuid)?, MachineState::ShutOff | MachineState::Saved) {
             self.virsh.run(&["destroy", &uuid])?;
         }
         let with_nvram = ["undefine", &uuid, "--nvram", "--checkpoints-metadata", "--managed-save"];
@@ -237,10 +252,13 @@ fn checkpoint(name: &str) -> BitmapSeen {
     BitmapSeen { name: name.to_owned(), ours: name.starts_with(PREFIX), recording: true, inconsistent: false }
 }
 
-fn state(word: &str) -> MachineState {
+/// `info` is what `dominfo` says.
+fn state(word: &str, info: &str) -> MachineState {
+    let saved = |line: &str| line.strip_prefix("Managed save:").is_some_and(|word| word.trim() == "yes");
     match word {
         "running" | "idle" | "no state" | "in shutdown" => MachineState::Running,
         "paused" | "pmsuspended" => MachineState::Paused,
+        "shut off" if info.lines().any(saved) => MachineState::Saved,
         "shut off" => MachineState::ShutOff,
         "crashed" => MachineState::Crashed,
         _ => MachineState::Unknown,
@@ -254,4 +272,18 @@ fn write_secretly(path: &std::path::Path, text: &str) -> Result<()> {
     let fail = |error| Error::io(format!("cannot write {}", path.display()), error);
     let options = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     options.and_then(|mut file| file.write_all(text.as_bytes())).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MachineState, state};
+
+    #[test]
+    fn a_machine_whose_memory_is_saved_is_not_shut_off() {
+        let info =
+            |saved: &str| format!("Persistent:     yes\nManaged save:   {saved}\nSecurity model: none\n");
+        assert_eq!(state("shut off", &info("yes")), MachineState::Saved);
+        assert_eq!(state("shut off", &info("no")), MachineState::ShutOff);
+        assert_eq!(state("running", &info("yes")), MachineState::Running);
+    }
 }

@@ -22,6 +22,13 @@ pub(super) struct Virsh {
 }
 
 impl Virsh {
+    /// Whether its paths name files of this computer: the URI names no host, and no transport but a local socket.
+    pub(super) fn is_here(&self) -> bool {
+        let Some((scheme, rest)) = self.uri.split_once("://") else { return false };
+        let transport = scheme.split_once('+').map_or("unix", |(_driver, transport)| transport);
+        transport == "unix" && rest.starts_with('/')
+    }
+
     /// Runs one command, given as words.
     ///
     /// Errors: [`Code::Unsupported`] without the program, [`Code::Io`] with libvirt's own words.
@@ -88,5 +95,29 @@ fn with_hint(error: Error) -> Error {
     match error.code() {
         Code::Unsupported => error.hint("install libvirt's clients: the program virsh"),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Virsh;
+
+    #[test]
+    fn a_uri_with_a_host_or_a_transport_is_elsewhere() {
+        for (uri, here) in [
+            ("qemu:///system", true),
+            ("qemu:///session?socket=/run/user/1000/libvirt/virtqemud-sock", true),
+            ("qemu+unix:///system?socket=/run/libvirt/other", true),
+            ("test:///default", true),
+            ("qemu://hv1/system", false),
+            ("qemu://root@/system", false),
+            ("qemu+ssh://hv1/system", false),
+            ("qemu+ssh:///system", false),
+            ("qemu+tls://hv1/system", false),
+            ("qemu+unix://hv1/system", false),
+            ("alias", false),
+        ] {
+            assert_eq!(Virsh { uri: uri.into() }.is_here(), here, "{uri}");
+        }
     }
 }

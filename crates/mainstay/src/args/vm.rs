@@ -267,7 +267,7 @@ impl From<Format> for ImageFormat {
 Files of the machine that were backed up after its image are put on the disks (see mainstay backup --machine).
 In place, only blocks that differ are written, and a point tagged `undo` is taken first: restoring that point in place
 takes it back. `latest` never means such a point. A restore that was interrupted is finished by the same command; until
-then the disks cannot boot. Many machines at once: `mainstay vm recover`. Single files come back with
+then the disks cannot boot and are not backed up. Many machines at once: `mainstay vm recover`. Single files come back with
 `mainstay restore web@latest /etc/nginx --to DIR`.")]
 pub(crate) struct VmRestore {
     #[arg(help = POINT_HELP)]
@@ -287,7 +287,8 @@ pub(crate) struct VmRestore {
     /// Start it when it is there
     #[arg(long, requires = "host")]
     pub start: bool,
-    /// Where the machine is, or is to be: a libvirt URI such as qemu:///system, or dir:DIRECTORY for plain QEMU
+    /// Where on this computer the machine is, or is to be: a libvirt URI such as qemu:///system, or dir:DIRECTORY for
+    /// plain QEMU
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
     /// Make image files in this directory (and the machine's description, without --as)

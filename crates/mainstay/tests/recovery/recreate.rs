@@ -46,7 +46,7 @@ fn a_machine_comes_back_with_a_script_that_starts_it_and_is_left_alone_when_it_i
     assert_eq!(user.only("machine_recovered", &words)["was_complete"], true);
     assert_eq!(script.metadata().unwrap().modified().unwrap(), before);
     // The same words go on with what was begun, whatever they mean by now; another point does not.
-    let taken = user.only("point", &["vm", "backup", "--host", "dir:images", "web"]);
+    let taken = user.only("machine_captured", &["vm", "backup", "--host", "dir:images", "web"]);
     assert_eq!(user.only("machine_recovered", &words)["was_complete"], true);
     let newer = format!("web@{}", taken["point"].as_str().unwrap());
     let named: Vec<&str> =

@@ -30,7 +30,8 @@ pub fn follow(
     clock: &dyn Clock,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut since = None;
+    // Something may have been gathered before.
+    let mut since = (journal.gathered() > 0).then(|| clock.monotonic());
     loop {
         let change = if progress.cancelled() { None } else { stream.next()? };
         if let Some(change) = &change {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use mainstay_core::{Clock, Progress, Result, Silent};
+use mainstay_core::{Clock, Code, Progress, Result, Silent};
 use mainstay_engine::postgres::{ClusterBackup, Until, backup_cluster, plan_cluster, restore_cluster};
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
@@ -86,6 +86,40 @@ fn a_running_cluster_comes_back_as_it_was_at_chosen_places() {
         assert_eq!(copy.ask("postgres", "SELECT count(*) FROM mark").unwrap(), marks, "{until:?}");
         copy.client("pg_amcheck", &["--all", "--install-missing", "--heapallindexed"]).unwrap();
     }
+}
+
+#[test]
+fn a_log_that_the_server_no_longer_has_is_a_hole_with_a_reason_and_the_next_backup_is_whole() {
+    let settings = [("min_wal_size", "2MB"), ("max_wal_size", "2MB")];
+    let server =
+        Postgres::start(&PostgresPlan { segment: 1, settings: &settings, ..PostgresPlan::default() })
+            .unwrap();
+    let repository = repository();
+    let back_up = || backup_cluster(&repository, &dial(&server), &request(), &clock(), &progress()).unwrap();
+    let first = back_up();
+    server
+        .ask("postgres", "CREATE TABLE item AS SELECT n, repeat('x', 500) FROM generate_series(1, 20000) n")
+        .unwrap();
+    for _ in 0..3 {
+        server.ask("postgres", "CHECKPOINT").unwrap();
+        server.ask("postgres", "SELECT pg_switch_wal()").unwrap();
+    }
+    let second = back_up();
+    let journals = repository.journals().unwrap();
+    let holes = journals[0].holes();
+    assert_eq!(holes.len(), 1, "{holes:?}");
+    assert!(holes[0].why.contains("deleted"), "{holes:?}");
+    let workload = &first.point.workload.id;
+    let plan = |until| plan_cluster(&repository, workload, until);
+    assert_eq!(plan(Until::End).unwrap().point.id, second.point.id);
+    let within = Lsn(Lsn::from_position(&holes[0].start).unwrap().0 + 1);
+    assert_eq!(plan(Until::Lsn(within)).err().map(|error| error.code()), Some(Code::NotFound));
+    let directory = tempfile::Builder::new().prefix("ms-pgr-").tempdir().unwrap();
+    open_up(directory.path());
+    let to = directory.path().join("again");
+    restore_cluster(&repository, &plan(Until::End).unwrap(), &to, &progress()).unwrap();
+    let copy = Postgres::adopt(&to).unwrap();
+    assert_eq!(copy.ask("postgres", "SELECT count(*) FROM item").unwrap(), "20000");
 }
 
 /// The server's user goes through it.

@@ -89,21 +89,35 @@ pub(super) fn connect(
         Some(end) => Lsn::from_position(end).ok_or_else(|| Error::integrity("a journal of another kind"))?,
         None => begin,
     };
-    let start = |connection, from| {
-        let wal = WalRequest { slot: Some(slot.clone()), timeline: identity.timeline, from };
+    let start = |connection, slot: &str, from| {
+        let wal = WalRequest { slot: Some(slot.to_owned()), timeline: identity.timeline, from };
         WalStream::start(connection, &wal, Arc::clone(clock))
     };
-    let stream = match start(connection, from) {
-        // The server did not keep what the journal lacks. That is a hole, and not the end.
-        Err(error) if error.code() == Code::NotFound && from < begin => {
-            journal.skip("the server had deleted that part of its log before it was read")?;
-            let mut connection = dial(true)?;
-            if request.slot.is_none() {
-                WalStream::temporary_slot(&mut connection)?;
-            }
-            start(connection, begin)?
-        }
-        stream => stream?,
+    let mut stream = start(connection, &slot, from)?;
+    if from >= begin || first(&mut stream, &mut journal)? {
+        return Ok(Followed { stream, journal });
+    }
+    // The server did not keep what the journal lacks. That is a hole, and not the end.
+    journal.skip("the server had deleted that part of its log before it was read")?;
+    drop(stream);
+    let mut connection = dial(true)?;
+    let slot = match &request.slot {
+        Some(name) => name.clone(),
+        None => WalStream::temporary_slot(&mut connection)?,
     };
-    Ok(Followed { stream, journal })
+    Ok(Followed { stream: start(connection, &slot, begin)?, journal })
+}
+
+/// Takes the first change of a log that goes on behind where it is started. `false` when the server no longer has it, which
+/// it says only once it is asked to send.
+fn first(stream: &mut WalStream, journal: &mut JournalWriter) -> Result<bool> {
+    loop {
+        match stream.next() {
+            Ok(Some(change)) => return journal.append(&change).map(|()| true),
+            Ok(None) if stream.switch().is_some() => return Ok(true),
+            Ok(None) => {}
+            Err(error) if error.code() == Code::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use mainstay_core::{
@@ -24,26 +23,10 @@ use mainstay_engine::vm::{
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Parent, PointInfo, Repository, Tuning, WriteRequest};
 use mainstay_testkit::tree::{compare, hostile_tree};
-use mainstay_testkit::{MemoryStore, ScriptedClock};
+use mainstay_testkit::{MemoryStore, ScriptedClock, tool};
 use mainstay_workloads::files::FilesRequest;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::UnshareFlags;
-
-#[expect(clippy::disallowed_methods, reason = "the test's door to the programs that make and mount volumes")]
-fn run(program: &str, arguments: &[&str], input: &str) {
-    use std::io::Write as _;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}; install it: cargo xtask setup"));
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-}
 
 /// Runs `test` on a thread whose mounts and root nobody else sees.
 fn apart(test: impl FnOnce() + Send) {
@@ -91,12 +74,12 @@ impl Live {
             std::fs::File::create(disk).unwrap().set_len(megabytes << 20).unwrap();
         }
         let (vda, vdb) = (disks[0].to_str().unwrap(), disks[1].to_str().unwrap());
-        run("sfdisk", &[vda], "label: gpt\nstart=1MiB, size=40MiB\nstart=41MiB, size=40MiB\n");
+        tool("sfdisk", &[vda], "label: gpt\nstart=1MiB, size=40MiB\nstart=41MiB, size=40MiB\n");
         for (offset, uuid) in [("1048576", "aaaaaaaa-1111-4222-8333-444444444444"), ("42991616", SRV)] {
             let options = format!("offset={offset}");
-            run("mke2fs", &["-q", "-b", "4096", "-t", "ext4", "-U", uuid, "-E", &options, vda, "10240"], "");
+            tool("mke2fs", &["-q", "-b", "4096", "-t", "ext4", "-U", uuid, "-E", &options, vda, "10240"], "");
         }
-        run("mkfs.xfs", &["-q", "-m", &format!("uuid={HOME}"), vdb], "");
+        tool("mkfs.xfs", &["-q", "-m", &format!("uuid={HOME}"), vdb], "");
         Self { directory: directory.to_owned(), disks }
     }
 
@@ -109,12 +92,12 @@ impl Live {
             std::fs::create_dir_all(&at).unwrap();
             let nouuid = if kind == "xfs" { ",nouuid" } else { "" };
             let options = format!("loop,offset={},sizelimit={}{nouuid}", start << 20, size << 20);
-            run("mount", &["-t", kind, "-o", &options, disk.to_str().unwrap(), at.to_str().unwrap()], "");
+            tool("mount", &["-t", kind, "-o", &options, disk.to_str().unwrap(), at.to_str().unwrap()], "");
         }
     }
 
     fn unmount(root: &Path) {
-        run("umount", &["-R", root.to_str().unwrap()], "");
+        tool("umount", &["-R", root.to_str().unwrap()], "");
     }
 }
 

@@ -3,7 +3,6 @@
 #![cfg(test)]
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use mainstay_core::{
@@ -18,23 +17,8 @@ use mainstay_engine::view::PointView;
 use mainstay_engine::vm::{Inside, MachineView, MixedView};
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Parent, PointReader, Repository, Tuning, WriteRequest};
-use mainstay_testkit::{MemoryStore, Part, ScriptedClock, TestItem};
+use mainstay_testkit::{MemoryStore, Part, ScriptedClock, TestItem, tool};
 use mainstay_workloads::files::{OwnerRule, RestoreMode};
-
-#[expect(clippy::disallowed_methods, reason = "the test's door to the programs that make images and compare")]
-fn run(program: &str, arguments: &[&str], input: &str) {
-    use std::io::Write as _;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{program}: {error}; install it: cargo xtask setup"));
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 const BOOT: u64 = 1 << 20;
 const SRV: u64 = 25 << 20;
@@ -43,14 +27,14 @@ const SRV: u64 = 25 << 20;
 fn make_disk(image: &Path, system: &Path, srv: &Path) {
     std::fs::File::create(image).unwrap().set_len(48 << 20).unwrap();
     let image = image.to_str().unwrap();
-    run("sfdisk", &[image], "label: gpt\nstart=1MiB, size=24MiB\nstart=25MiB, size=20MiB\n");
+    tool("sfdisk", &[image], "label: gpt\nstart=1MiB, size=24MiB\nstart=25MiB, size=20MiB\n");
     for (tree, offset, size, uuid) in [
         (system, BOOT, "24m", "aaaaaaaa-1111-4222-8333-444444444444"),
         (srv, SRV, "20m", "bbbbbbbb-1111-4222-8333-444444444444"),
     ] {
         let options = format!("offset={offset}");
         let tree = tree.to_str().unwrap();
-        run("mke2fs", &["-q", "-t", "ext4", "-U", uuid, "-E", &options, "-d", tree, image, size], "");
+        tool("mke2fs", &["-q", "-t", "ext4", "-U", uuid, "-E", &options, "-d", tree, image, size], "");
     }
 }
 
@@ -209,7 +193,7 @@ fn files_of_a_machine_are_restored_like_any_others() {
     assert_eq!((done.restored.counts.skipped, done.restored.damaged), (0, 0), "{:?}", done.restored.skips);
     for (stored, original) in [("etc/nginx", "system/etc/nginx"), ("srv/www", "srv/www")] {
         let original = bench.directory.path().join(original);
-        run("diff", &["-r", original.to_str().unwrap(), target.join(stored).to_str().unwrap()], "");
+        tool("diff", &["-r", original.to_str().unwrap(), target.join(stored).to_str().unwrap()], "");
     }
     assert!(!target.join("etc/fstab").exists());
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use mainstay_testkit::Rng;
+use mainstay_testkit::at_home;
 
 /// A place with a folder of images and a person who backs them up.
 struct Lab {
@@ -35,16 +36,7 @@ impl Lab {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
-        for (name, directory) in [
-            ("HOME", "home"),
-            ("XDG_DATA_HOME", "data"),
-            ("XDG_CONFIG_HOME", "config"),
-            ("XDG_STATE_HOME", "state"),
-        ] {
-            command.env(name, self.at(directory));
-        }
+        let mut command = at_home(env!("CARGO_BIN_EXE_mainstay"), self.directory.path());
         command.args(arguments);
         command
     }

@@ -5,24 +5,16 @@
 #![expect(clippy::disallowed_methods, reason = "these tests start the program and the tools that judge it")]
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use mainstay_testkit::at_home;
 use mainstay_testkit::lab::{StorageDaemon, compare};
 
 struct User<'a>(&'a Path);
 
 impl User<'_> {
     fn run(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
-        for (name, directory) in [
-            ("HOME", "home"),
-            ("XDG_DATA_HOME", "data"),
-            ("XDG_CONFIG_HOME", "config"),
-            ("XDG_STATE_HOME", "state"),
-        ] {
-            command.env(name, self.0.join(directory));
-        }
+        let mut command = at_home(env!("CARGO_BIN_EXE_mainstay"), self.0);
         let output = command.args(arguments).output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {out}\n{err}");

@@ -4,7 +4,9 @@
 #![expect(clippy::disallowed_methods, reason = "these tests start the program and the tools that judge it")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
+
+use mainstay_testkit::at_home;
 use std::time::Duration;
 
 struct User(tempfile::TempDir);
@@ -46,17 +48,8 @@ impl User {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
-        for (name, directory) in [
-            ("HOME", "home"),
-            ("XDG_DATA_HOME", "data"),
-            ("XDG_CONFIG_HOME", "config"),
-            ("XDG_STATE_HOME", "state"),
-            ("TMPDIR", "tmp"),
-        ] {
-            command.env(name, self.at(directory));
-        }
+        let mut command = at_home(env!("CARGO_BIN_EXE_mainstay"), self.0.path());
+        command.env("TMPDIR", self.at("tmp"));
         command.args(arguments).current_dir(self.0.path());
         command
     }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use mainstay_testkit::Rng;
+use mainstay_testkit::at_home;
 use mainstay_testkit::tree::{compare, hostile_tree};
 
 /// A person with a directory to mount on.
@@ -28,16 +29,7 @@ impl User {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
-        for (name, directory) in [
-            ("HOME", "home"),
-            ("XDG_DATA_HOME", "data"),
-            ("XDG_CONFIG_HOME", "config"),
-            ("XDG_STATE_HOME", "state"),
-        ] {
-            command.env(name, self.at(directory));
-        }
+        let mut command = at_home(env!("CARGO_BIN_EXE_mainstay"), self.directory.path());
         command.args(arguments);
         command
     }

@@ -11,6 +11,7 @@ mod faulty;
 mod gate;
 mod items;
 mod memory;
+mod program;
 mod rng;
 mod trace;
 
@@ -21,5 +22,6 @@ pub use items::{
     Arrived, Content, Finished, MemoryBlocks, Part, TestItem, VecSource, VecTarget, random_items, read_body,
 };
 pub use memory::{Blobs, MemoryStore, snapshot_of};
+pub use program::{at_home, tool};
 pub use rng::{Rng, for_each_seed, seeds};
 pub use trace::{CrashState, CrashStates, Op, TracingStore};

@@ -33,8 +33,7 @@ const FINE: [i32; 2] = [0, 3];
 impl Stage {
     /// Makes the directory; it is removed again when this is dropped, unless it is to be kept.
     pub(super) fn new(program: PathBuf, keep: bool) -> Result<Self> {
-        let made = shell::capture(&mut shell::command("mktemp", ["-d", "-t", "mainstay-demo-XXXXXX"]))?;
-        let directory = PathBuf::from(made.trim_end());
+        let directory = tempfile::Builder::new().prefix("mainstay-demo-").tempdir()?.keep();
         fs::create_dir(directory.join("home"))?;
         Ok(Self { directory, program, keep, acts: Vec::new() })
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use mainstay_testkit::at_home;
 use serde_json::Value;
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
@@ -20,17 +21,9 @@ impl User {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
-        command.env_clear().env("PATH", PATH).stdin(Stdio::null()).current_dir(self.0.path());
+        let mut command = at_home(env!("CARGO_BIN_EXE_mainstay"), self.0.path());
+        command.current_dir(self.0.path());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).args(arguments);
-        for (name, directory) in [
-            ("HOME", "home"),
-            ("XDG_DATA_HOME", "data"),
-            ("XDG_CONFIG_HOME", "config"),
-            ("XDG_STATE_HOME", "state"),
-        ] {
-            command.env(name, self.at(directory));
-        }
         command
     }
 

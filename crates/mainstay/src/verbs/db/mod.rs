@@ -1,6 +1,7 @@
 //! `mainstay db`.
 
 mod backup;
+mod engine;
 mod follow;
 mod restore;
 mod server;
@@ -9,12 +10,22 @@ mod status;
 use super::Done;
 use crate::args::Db;
 use crate::session::Session;
+use engine::Engine;
 
 pub(super) fn run(verb: Db, session: &mut Session) -> Done {
     match verb {
-        Db::Backup(arguments) => backup::run(&arguments, session),
-        Db::Follow(arguments) => follow::run(&arguments, session),
+        Db::Backup(arguments) => match Engine::of_address(&arguments.server.server)? {
+            Engine::Postgres => backup::run(&arguments, session),
+        },
+        Db::Follow(arguments) => match Engine::of_address(&arguments.server.server)? {
+            Engine::Postgres => follow::run(&arguments, session),
+        },
         Db::Status(arguments) => status::run(&arguments, session),
-        Db::Restore(arguments) => restore::run(&arguments, session),
+        Db::Restore(arguments) => {
+            let repository = session.open()?;
+            match Engine::of_workload(&arguments.workload, &repository.points()?, &repository)? {
+                Engine::Postgres => restore::run(&arguments, &repository, session),
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::address::parse_time;
 use mainstay_engine::postgres::{KIND, Until, plan_cluster, restore_cluster};
+use mainstay_repository::Repository;
 
 use super::super::Done;
 use crate::args::DbRestore;
@@ -12,17 +13,16 @@ use crate::report::databases::ClusterRestored;
 use crate::report::lines::{Line, WouldDo};
 use crate::session::Session;
 
-pub(super) fn run(arguments: &DbRestore, session: &mut Session) -> Done {
+pub(super) fn run(arguments: &DbRestore, repository: &Repository, session: &mut Session) -> Done {
     let until = until(arguments, session)?;
     let to = session.doors.directory.join(&arguments.to);
-    let repository = session.open()?;
     let points = repository.points()?;
     let mut clusters = points.iter().filter(|point| point.workload.kind.0 == KIND);
     let Some(known) = clusters.rfind(|point| point.workload.name == arguments.workload) else {
         let what = format!("there is no point of a cluster {:?}", arguments.workload);
         return Err(Error::new(Code::NotFound, what).hint("mainstay points shows what there is"));
     };
-    let plan = plan_cluster(&repository, &known.workload.id, until)?;
+    let plan = plan_cluster(repository, &known.workload.id, until)?;
     if arguments.dry_run {
         let what = format!(
             "restore point {} of {}, PostgreSQL {}, to {}, with its log from {}",
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &DbRestore, session: &mut Session) -> Done {
     }
     let began = session.doors.clock.monotonic();
     let progress: Arc<dyn Progress> = session.progress();
-    let done = restore_cluster(&repository, &plan, &to, &progress);
+    let done = restore_cluster(repository, &plan, &to, &progress);
     drop(progress);
     let restored = done?;
     for skip in &restored.skips {

@@ -1,0 +1,60 @@
+//! Which kind of database an address or a workload is of.
+
+use mainstay_core::{Code, Error, Result};
+use mainstay_engine::postgres;
+use mainstay_repository::{PointInfo, Repository};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Engine {
+    Postgres,
+}
+
+/// Schemes of addresses, and what answers to them.
+const SCHEMES: &[(&str, Engine)] = &[("postgres", Engine::Postgres), ("postgresql", Engine::Postgres)];
+
+const KINDS: &[(&str, Engine)] = &[(postgres::KIND, Engine::Postgres)];
+
+impl Engine {
+    /// By the scheme of an address.
+    pub(super) fn of_address(address: &str) -> Result<Self> {
+        let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
+        let known = SCHEMES.iter().find(|(name, _)| *name == scheme);
+        known.map(|(_, engine)| *engine).ok_or_else(|| {
+            Error::new(Code::Usage, "this is not the address of a database that Mainstay knows")
+                .hint("write it as postgres://USER@HOST:PORT/DATABASE, or postgres:///?host=/var/run/postgresql for a socket")
+        })
+    }
+
+    /// By the newest point or the journal of a workload of that name.
+    pub(super) fn of_workload(name: &str, points: &[PointInfo], repository: &Repository) -> Result<Self> {
+        let kinds = points.iter().rev().map(|point| point.workload.clone());
+        let kinds = kinds.filter(|workload| workload.name == name).map(|workload| workload.kind.0);
+        if let Some(engine) = kinds.filter_map(|kind| Self::of_kind(&kind)).next() {
+            return Ok(engine);
+        }
+        let journals = repository.journals()?;
+        let workloads = journals.iter().map(|journal| &journal.stream().workload);
+        let mut kinds = workloads.filter(|workload| workload.name == name).map(|workload| &*workload.kind.0);
+        kinds.find_map(Self::of_kind).ok_or_else(|| {
+            Error::new(Code::NotFound, format!("there is no point of a database {name:?}"))
+                .hint("mainstay points shows what there is")
+        })
+    }
+
+    pub(super) fn of_kind(kind: &str) -> Option<Self> {
+        KINDS.iter().find(|(name, _)| *name == kind).map(|(_, engine)| *engine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Engine;
+
+    #[test]
+    fn addresses_are_told_by_their_scheme() {
+        assert_eq!(Engine::of_address("postgresql://h").unwrap(), Engine::Postgres);
+        for bad in ["", "h", "oracle://h", "//h"] {
+            assert_eq!(Engine::of_address(bad).unwrap_err().code(), mainstay_core::Code::Usage, "{bad}");
+        }
+    }
+}

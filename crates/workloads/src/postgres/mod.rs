@@ -7,6 +7,7 @@ mod address;
 mod base;
 mod cluster;
 mod lsn;
+mod sql;
 mod tar;
 mod wal;
 mod wire;
@@ -15,8 +16,9 @@ pub use address::{Address, Place};
 pub use base::{BaseBackup, BaseRequest, CLUSTER, DATA, MANIFEST, TABLESPACES};
 pub use cluster::{Cluster, Tablespace};
 pub use lsn::Lsn;
+pub use sql::{Sql, SqlRow, text_array};
 pub use wal::{Identity, Switch, WalRequest, WalStream};
-pub use wire::{Connection, Rows};
+pub use wire::{Connection, Refusal, Rows};
 
 /// What points of clusters are called.
 pub const KIND: &str = "postgres";

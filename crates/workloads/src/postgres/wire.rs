@@ -279,21 +279,63 @@ impl Connection {
 
     /// What the server says went wrong, with what to do about it.
     pub(super) fn refused(&self, body: &[u8]) -> Error {
-        let field = |wanted: u8| {
-            let mut fields = body.split(|byte| *byte == 0);
-            let found = fields.find(|field| field.first() == Some(&wanted));
-            found.and_then(|field| field.get(1..)).map(|text| String::from_utf8_lossy(text).into_owned())
-        };
-        let state = field(b'C').unwrap_or_default();
-        let (code, hint) = meaning(&state);
-        let what = field(b'M').unwrap_or_else(|| "it does not say why".into());
-        let error = Error::new(code, format!("{} refused ({state})", self.peer)).because(what);
-        match hint.map(str::to_owned).or_else(|| field(b'H')) {
+        let refusal = Refusal::of(body);
+        let (code, hint) = meaning(&refusal.state);
+        let hint = hint.map(str::to_owned).or_else(|| refusal.hint.clone());
+        let error = Error::new(code, format!("{} refused ({})", self.peer, refusal.state)).because(refusal);
+        match hint {
             Some(hint) => error.hint(hint),
             None => error,
         }
     }
 }
+
+/// Why a server refused, in its own words: the fields of an `ErrorResponse`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// Five letters and digits; appendix "PostgreSQL Error Codes".
+    pub state: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn of(body: &[u8]) -> Self {
+        let field = |wanted: u8| {
+            let mut fields = body.split(|byte| *byte == 0);
+            let found = fields.find(|field| field.first() == Some(&wanted));
+            found.and_then(|field| field.get(1..)).map(|text| String::from_utf8_lossy(text).into_owned())
+        };
+        Self {
+            state: field(b'C').unwrap_or_default(),
+            message: field(b'M').unwrap_or_else(|| "it does not say why".into()),
+            detail: field(b'D'),
+            hint: field(b'H'),
+        }
+    }
+
+    /// The refusal among the causes of an error.
+    pub fn in_error(error: &Error) -> Option<&Self> {
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            if let Some(refusal) = error.downcast_ref() {
+                return Some(refusal);
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        self.detail.as_ref().map_or(Ok(()), |detail| write!(f, " ({detail})"))
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 /// From appendix "PostgreSQL Error Codes".
 fn meaning(state: &str) -> (Code, Option<&'static str>) {

@@ -5,6 +5,7 @@ pub mod armed;
 pub mod files;
 pub mod postgres;
 pub mod process;
+pub mod sandbox;
 pub mod vm;
 
 /// The kinds of workload that this build knows, by the name that recovery points carry.

@@ -2,6 +2,7 @@
 //! an empty standard input and a bounded record of what it said.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -39,6 +40,8 @@ pub struct Program {
     limit: Duration,
     run: Option<Arc<dyn Progress>>,
     output_max: usize,
+    /// User and group, where it is not to be ours.
+    user: Option<(u32, u32)>,
 }
 
 /// How a program ended.
@@ -61,6 +64,7 @@ impl Program {
             limit,
             run: None,
             output_max: OUTPUT_MAX,
+            user: None,
         }
     }
 
@@ -91,6 +95,13 @@ impl Program {
     #[must_use]
     pub fn part_of(mut self, run: Option<Arc<dyn Progress>>) -> Self {
         self.run = run;
+        self
+    }
+
+    /// Runs it as another user and group, and in no other group. Only root may.
+    #[must_use]
+    pub fn as_user(mut self, user: Option<(u32, u32)>) -> Self {
+        self.user = user;
         self
     }
 
@@ -157,6 +168,15 @@ impl Program {
         Ok((child, control))
     }
 
+    /// Starts it to stand beside this process, in no directory of ours, with everything that it says in `log`. Whoever
+    /// started it ends it. The time limit does not count.
+    pub(crate) fn stand(&self, log: File) -> Result<Child> {
+        let again = log.try_clone().map_err(|error| Error::io("cannot share a log", error))?;
+        let mut command = self.command();
+        command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(again);
+        command.spawn().map_err(|error| self.not_started(error))
+    }
+
     fn start(&self) -> Result<Child> {
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -171,6 +191,10 @@ impl Program {
             command.env_remove(name);
         });
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some((user, group)) = self.user {
+            // Without groups of its own the standard library takes away all others of root's.
+            command.uid(user).gid(group).current_dir("/");
+        }
         command
     }
 

@@ -79,24 +79,32 @@ pub fn plan_cluster(repository: &Repository, workload: &WorkloadId, until: Until
     points.retain(|point| point.workload.id == *workload && point.workload.kind.0 == KIND && point.readable);
     let journals = repository.journals()?;
     let spans = intervals(&points, &journals, workload);
+    let mut found: Option<(&PointInfo, Cluster, usize, Stretch)> = None;
     for point in points.iter().rev() {
         let cluster = cluster(&repository.read(&point.id)?)?;
         let name = stream(&point.workload, &cluster.system, cluster.start_timeline).name;
-        let Some(found) = journals
-            .iter()
-            .position(|journal| journal.stream().workload.id == *workload && journal.stream().name == name)
-        else {
-            continue;
-        };
+        let of =
+            |journal: &Journal| journal.stream().workload.id == *workload && journal.stream().name == name;
+        let Some(number) = journals.iter().position(of) else { continue };
         let Some(start) = cluster.start.parse::<Lsn>().ok() else { continue };
-        let stretches = journals.get(found).map(Journal::stretches).unwrap_or_default();
+        let stretches = journals.get(number).map(Journal::stretches).unwrap_or_default();
         let holds = |stretch: &&Stretch| stretch.start <= start.position() && stretch.end >= point.position;
-        let Some(stretch) = stretches.iter().find(holds) else { continue };
-        if leads_to(point, stretch, &until) {
-            let stretch = stretch.clone();
-            let journal = journals.into_iter().nth(found).ok_or_else(|| Error::bug("a journal has gone"))?;
-            return Ok(ClusterPlan { point: point.clone(), cluster, until, stretch, journal });
+        let Some(stretch) = stretches.into_iter().find(|stretch| holds(&stretch)) else { continue };
+        if found.as_ref().is_some_and(|(_, _, known, same)| (*known, same) != (number, &stretch)) {
+            break;
         }
+        if leads_to(point, &stretch, &until) {
+            found = Some((point, cluster, number, stretch));
+            // Whether a transaction was committed after a point is not known: the oldest is before it, if any is.
+            if !matches!(until, Until::Transaction(_)) {
+                break;
+            }
+        }
+    }
+    if let Some((point, cluster, number, stretch)) = found {
+        let point = point.clone();
+        let journal = journals.into_iter().nth(number).ok_or_else(|| Error::bug("a journal has gone"))?;
+        return Ok(ClusterPlan { point, cluster, until, stretch, journal });
     }
     Err(nothing_leads_there(&spans))
 }
@@ -156,20 +164,32 @@ pub fn restore_cluster(
     to: &Path,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
+    let restored = write_files(repository, plan, to, OwnerRule::default(), progress)?;
+    write_log(plan, to, progress.as_ref())?;
+    settle(plan, to)?;
+    Ok(restored)
+}
+
+/// Writes the files of a point: the data directory, and the tablespaces beside it.
+pub(super) fn write_files(
+    repository: &Repository,
+    plan: &ClusterPlan,
+    to: &Path,
+    owners: OwnerRule,
+    progress: &Arc<dyn Progress>,
+) -> Result<Restored> {
     progress.event(&Event::Phase(Phase::Copying));
     let reader = repository.read(&plan.point.id)?;
-    let mut restored = part(&reader, DATA, to, progress)?;
+    let mut restored = part(&reader, DATA, to, owners, progress)?;
     for space in &plan.cluster.tablespaces {
         let at = tablespace(to, space.oid);
-        let more = part(&reader, &format!("{TABLESPACES}/{}", space.oid), &at, progress)?;
+        let more = part(&reader, &format!("{TABLESPACES}/{}", space.oid), &at, owners, progress)?;
         restored.counts.items += more.counts.items;
         restored.counts.bytes += more.counts.bytes;
         restored.counts.skipped += more.counts.skipped;
         restored.skips.extend(more.skips);
         relink(to, space.oid, &at)?;
     }
-    write_log(plan, to, progress.as_ref())?;
-    settle(plan, to)?;
     Ok(restored)
 }
 
@@ -179,13 +199,19 @@ fn tablespace(to: &Path, oid: u32) -> PathBuf {
     name.into()
 }
 
-fn part(reader: &PointReader, top: &str, to: &Path, progress: &Arc<dyn Progress>) -> Result<Restored> {
+fn part(
+    reader: &PointReader,
+    top: &str,
+    to: &Path,
+    owners: OwnerRule,
+    progress: &Arc<dyn Progress>,
+) -> Result<Restored> {
     let top = ItemPath::new(top).map_err(|error| Error::bug("a name of ours is no path").because(error))?;
     let source = Beneath { source: Box::new(reader.source(vec![top.clone()])?), top };
     let target = FilesTarget::new(FilesPlan {
         root: to.to_owned(),
         rules: RestoreRules { mode: RestoreMode::New, ..RestoreRules::default() },
-        owners: OwnerRule::default(),
+        owners,
         writers: None,
         progress: Some(Arc::clone(progress)),
     })?;
@@ -245,7 +271,7 @@ fn hand_over(file: &File, to: &Path) -> std::io::Result<()> {
 
 /// Writes the segments of the log that recovery reads, whole: what a segment lacks at its end is zeros, as in one that the
 /// server had only begun.
-fn write_log(plan: &ClusterPlan, to: &Path, progress: &dyn Progress) -> Result<()> {
+pub(super) fn write_log(plan: &ClusterPlan, to: &Path, progress: &dyn Progress) -> Result<()> {
     let (timeline, size) = (plan.cluster.start_timeline, plan.cluster.segment_bytes);
     let start: Lsn = plan
         .cluster
@@ -298,15 +324,8 @@ fn close(open: Option<(Lsn, File)>) -> Result<()> {
 
 /// Tells the server to recover, where to stop, and not to act as the server that it is a copy of.
 fn settle(plan: &ClusterPlan, to: &Path) -> Result<()> {
-    let target = match &plan.until {
-        Until::End => String::new(),
-        Until::Consistent => "recovery_target = 'immediate'\n".into(),
-        Until::Time(time) => format!("recovery_target_time = '{}'\n", utc(*time)?),
-        Until::Lsn(lsn) => format!("recovery_target_lsn = '{lsn}'\nrecovery_target_inclusive = off\n"),
-        Until::Transaction(id) => {
-            format!("recovery_target_xid = '{id}'\nrecovery_target_inclusive = off\n")
-        }
-    };
+    let target: String =
+        target(&plan.until)?.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
     let text = format!(
         "# Written by Mainstay for the recovery of point {}. To be removed once it has ended.\n\
          restore_command = '/bin/false'\n\
@@ -331,6 +350,19 @@ fn settle(plan: &ClusterPlan, to: &Path) -> Result<()> {
     }
     let signal = File::options().write(true).create_new(true).mode(0o600).open(to.join("recovery.signal"));
     signal.and_then(|signal| hand_over(&signal, to)).map_err(failed)
+}
+
+/// The settings that say where recovery stops.
+pub(super) fn target(until: &Until) -> Result<Vec<(String, String)>> {
+    let (name, value, exclusive) = match until {
+        Until::End => return Ok(Vec::new()),
+        Until::Consistent => ("recovery_target", "immediate".to_owned(), false),
+        Until::Time(time) => ("recovery_target_time", utc(*time)?, false),
+        Until::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string(), true),
+        Until::Transaction(id) => ("recovery_target_xid", id.to_string(), true),
+    };
+    let exclusive = exclusive.then(|| ("recovery_target_inclusive".to_owned(), "off".to_owned()));
+    Ok(std::iter::once((name.to_owned(), value)).chain(exclusive).collect())
 }
 
 /// As the server reads it.

@@ -8,6 +8,8 @@ mod base;
 mod cluster;
 mod lsn;
 mod sql;
+mod programs;
+mod server;
 mod tar;
 mod wal;
 mod wire;
@@ -17,6 +19,8 @@ pub use base::{BaseBackup, BaseRequest, CLUSTER, DATA, MANIFEST, TABLESPACES};
 pub use cluster::{Cluster, Tablespace};
 pub use lsn::Lsn;
 pub use sql::{Sql, SqlRow, text_array};
+pub use programs::{Programs, server_user};
+pub use server::Server;
 pub use wal::{Identity, Switch, WalRequest, WalStream};
 pub use wire::{Connection, Refusal, Rows};
 

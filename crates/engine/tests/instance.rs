@@ -1,0 +1,154 @@
+//! Throwaway servers that show a cluster of a real server at a moment.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mainstay_core::{Clock, Code, Progress, Result, Silent};
+use mainstay_engine::postgres::{
+    ClusterBackup, ClusterPoint, Instance, InstanceRequest, Until, backup_cluster, plan_cluster,
+};
+use mainstay_repository::keys::KeyRing;
+use mainstay_repository::{Options, Repository, Tuning};
+use mainstay_testkit::lab::{Postgres, PostgresPlan};
+use mainstay_testkit::{MemoryStore, RealClock};
+use mainstay_workloads::postgres::{Address, Connection, Lsn};
+
+struct Scene {
+    server: Postgres,
+    repository: Repository,
+    scratch: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(settings: &[(&str, &str)]) -> Self {
+        let options = Options { clock: Arc::new(RealClock), state: None, tuning: Tuning::default() };
+        let ring = KeyRing::create().unwrap();
+        let repository = Repository::create(Arc::new(MemoryStore::new()), ring, &[], &options).unwrap();
+        let scratch = tempfile::Builder::new().prefix("ms-inst-").tempdir().unwrap();
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let server = Postgres::start(&PostgresPlan { settings, ..PostgresPlan::default() }).unwrap();
+        Self { server, repository, scratch }
+    }
+
+    fn back_up(&self) -> ClusterPoint {
+        let request = ClusterBackup {
+            host: "here".into(),
+            name: "shop".into(),
+            server: "postgres:///".into(),
+            tags: Vec::new(),
+            slot: None,
+            fast: true,
+            jobs: 2,
+        };
+        let address: Address = self.server.address().parse().unwrap();
+        let dial = |replication| Connection::open(&address, "postgres", None, replication);
+        backup_cluster(&self.repository, &dial, &request, &clock(), &progress()).unwrap()
+    }
+
+    fn instance(&self, point: &ClusterPoint, until: Until) -> Result<Instance> {
+        let plan = plan_cluster(&self.repository, &point.point.workload.id, until)?;
+        Instance::start(&self.repository, &plan, &request(self.scratch.path()), &clock(), &progress())
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(std::fs::read_dir(self.scratch.path()).unwrap().count(), 0);
+        let place = self.scratch.path().display().to_string();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            assert!(!String::from_utf8_lossy(&words).contains(&place), "{:?}", entry.path());
+        }
+    }
+}
+
+fn request(scratch: &Path) -> InstanceRequest {
+    InstanceRequest {
+        scratch: scratch.to_owned(),
+        programs: None,
+        path: Vec::new(),
+        user: None,
+        role: "postgres".into(),
+        preload: Vec::new(),
+        guard: None,
+    }
+}
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(RealClock)
+}
+
+fn progress() -> Arc<dyn Progress> {
+    Arc::new(Silent)
+}
+
+fn count(instance: &Instance, table: &str) -> String {
+    instance.connect("postgres").unwrap().value(&format!("SELECT count(*) FROM {table}")).unwrap()
+}
+
+#[test]
+fn a_throwaway_server_stands_still_where_it_was_told_and_leaves_nothing() {
+    let scene = Scene::new(&[("archive_mode", "on"), ("archive_command", "'false'")]);
+    let space = scene.server.space("space").unwrap();
+    let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
+    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", space.display()));
+    ask("CREATE TABLE item (n int PRIMARY KEY, t text) TABLESPACE extra");
+    ask("INSERT INTO item SELECT n, repeat('x', 100) FROM generate_series(1, 5000) n");
+    // These would hang a copy, or have it look for others.
+    ask("ALTER SYSTEM SET synchronous_standby_names = ''");
+    ask("ALTER SYSTEM SET primary_conninfo = 'host=192.0.2.1'");
+    scene.back_up();
+    let place: Lsn = ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+    // What psql is given at once is one transaction.
+    let transaction: u64 = ask("DELETE FROM item WHERE n > 10; SELECT txid_current()").parse().unwrap();
+    ask("SELECT pg_sleep(0.2)");
+    let moment = ask("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+    let moment = mainstay_core::Time(moment.parse::<i64>().unwrap() * 1000);
+    ask("SELECT pg_sleep(0.2)");
+    ask("DELETE FROM item");
+    let second = scene.back_up();
+
+    for (until, items, is_end) in [
+        (Until::Lsn(place), "5000", false),
+        (Until::Transaction(transaction), "5000", false),
+        (Until::Time(moment), "10", false),
+        (Until::End, "0", true),
+    ] {
+        let instance = scene.instance(&second, until.clone()).unwrap();
+        assert_eq!(count(&instance, "item"), items, "{until:?}");
+        assert_eq!(instance.reached().end_of_log, is_end, "{until:?}");
+        let error = instance.connect("postgres").unwrap().query("INSERT INTO item VALUES (0)").unwrap_err();
+        assert!(error.chain().join(" ").contains("25006"), "{error:?}");
+    }
+    let mut instance = scene.instance(&second, Until::Consistent).unwrap();
+    assert_eq!(count(&instance, "item"), "0");
+    instance.promote().unwrap();
+    instance.connect("postgres").unwrap().query("INSERT INTO item VALUES (1)").unwrap();
+    assert_eq!(count(&instance, "item"), "1");
+    drop(instance);
+    let error = scene.instance(&second, Until::Transaction(4_000_000)).err().unwrap();
+    assert_eq!(error.code(), Code::NotFound, "{error:?}");
+    scene.nothing_is_left();
+}
+
+#[test]
+fn a_primary_whose_limits_were_raised_since_the_point_is_followed() {
+    let mut scene = Scene::new(&[("max_connections", "20"), ("max_wal_senders", "5")]);
+    let first = scene.back_up();
+    scene.server.ask("postgres", "ALTER SYSTEM SET max_connections = 150").unwrap();
+    scene.server.stop();
+    scene.server.resume().unwrap();
+    scene.server.ask("postgres", "CREATE TABLE item AS SELECT generate_series(1, 7) n").unwrap();
+    let second = scene.back_up();
+    assert_ne!(first.point.id, second.point.id);
+    let plan = |point: &ClusterPoint| Until::Lsn(Lsn::from_position(&point.point.position).unwrap());
+    // Between the two: from the files of the first, through the log of what came after.
+    let between = Lsn(Lsn::from_position(&second.point.position).unwrap().0 - 1);
+    let instance = scene.instance(&first, Until::Lsn(between)).unwrap();
+    assert_eq!(count(&instance, "item"), "7");
+    assert!(instance.log().contains("insufficient parameter settings"), "{}", instance.log());
+    drop(instance);
+    drop(scene.instance(&second, plan(&second)).unwrap());
+    scene.nothing_is_left();
+}

@@ -134,7 +134,8 @@ fn a_throwaway_server_stands_still_where_it_was_told_and_leaves_nothing() {
 
 #[test]
 fn a_primary_whose_limits_were_raised_since_the_point_is_followed() {
-    let mut scene = Scene::new(&[("max_connections", "20"), ("max_wal_senders", "5")]);
+    let kept = ("wal_keep_size", "64MB");
+    let mut scene = Scene::new(&[("max_connections", "20"), ("max_wal_senders", "5"), kept]);
     let first = scene.back_up();
     scene.server.ask("postgres", "ALTER SYSTEM SET max_connections = 150").unwrap();
     scene.server.stop();

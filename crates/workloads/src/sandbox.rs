@@ -48,11 +48,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes one in `scratch`, after clearing away what runs that died have left there. `user` is whom its place belongs
     /// to, if that is not us.
-    pub fn create(
-        scratch: &Path,
-        user: Option<(u32, u32)>,
-        guard: Option<&GuardProgram>,
-    ) -> Result<Self> {
+    pub fn create(scratch: &Path, user: Option<(u32, u32)>, guard: Option<&GuardProgram>) -> Result<Self> {
         sweep(scratch);
         // Short: the path of a socket in it has little more than a hundred bytes.
         let tag = std::hash::RandomState::new().build_hasher().finish();

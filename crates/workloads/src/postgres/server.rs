@@ -66,9 +66,11 @@ impl Server {
         for (name, value) in own.iter().chain(settings) {
             text += &format!("{name} = '{}'\n", escaped(value)?);
         }
-        for (name, text) in
-            [(SETTINGS, text.as_str()), (ACCESS, "local all all trust\nlocal replication all trust\n"), (NAMES, "")]
-        {
+        for (name, text) in [
+            (SETTINGS, text.as_str()),
+            (ACCESS, "local all all trust\nlocal replication all trust\n"),
+            (NAMES, ""),
+        ] {
             let path = place.join(name);
             write(&path, text)?;
             sandbox.give(&path, programs.user())?;

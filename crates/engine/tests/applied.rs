@@ -17,8 +17,7 @@ use mainstay_engine::address::LATEST;
 use mainstay_engine::backup::{BackupRequest, backup};
 use mainstay_engine::copy::copy;
 use mainstay_engine::vm::{
-    Applied, DiskPlaces, FilesOnDisks, ImageFolder, Inside, apply_files, machine_tag, newer_files,
-    plan_machine, restore_machine,
+    Applied, DiskPlaces, ImageFolder, Inside, Newer, machine_tag, newer_files, plan_machine, restore_machine,
 };
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Parent, PointInfo, Repository, Tuning, WriteRequest};
@@ -57,41 +56,108 @@ fn is_root() -> bool {
 const SRV: &str = "bbbbbbbb-1111-4222-8333-444444444444";
 const HOME: &str = "cccccccc-1111-4222-8333-444444444444";
 
-/// Each volume with its disk, where it begins, its kind and options, and where the machine mounts it.
-const VOLUMES: [(&str, u64, u64, &str, &str); 3] =
-    [("vda", 1, 40, "ext4", ""), ("vda", 41, 40, "ext4", "srv"), ("vdb", 0, 320, "xfs", "home")];
+/// A volume: its disk, where on it the volume begins and how long it is, in MiB, its file system with options, and where
+/// the machine mounts it.
+struct Volume(&'static str, u64, u64, &'static str, &'static str, &'static str);
 
-/// A machine of two disks and three volumes.
+/// A machine of some disks and volumes.
 struct Live {
     directory: PathBuf,
     disks: Vec<PathBuf>,
+    volumes: Vec<Volume>,
+    /// Its table of mounts.
+    table: String,
 }
 
 impl Live {
+    fn of(directory: &Path, disks: &[(&str, u64)], volumes: Vec<Volume>, table: &str) -> Self {
+        let made = disks.iter().map(|(name, megabytes)| {
+            let disk = directory.join(format!("{name}.raw"));
+            std::fs::File::create(&disk).unwrap().set_len(megabytes << 20).unwrap();
+            disk
+        });
+        let (directory, disks, table) = (directory.to_owned(), made.collect(), table.to_owned());
+        Self { directory, disks, volumes, table }
+    }
+
+    /// Partitions with ext4, and a bare disk with XFS.
     fn make(directory: &Path) -> Self {
-        let disks: Vec<PathBuf> = ["vda.raw", "vdb.raw"].map(|name| directory.join(name)).into();
-        for (disk, megabytes) in disks.iter().zip([82_u64, 320]) {
-            std::fs::File::create(disk).unwrap().set_len(megabytes << 20).unwrap();
-        }
-        let (vda, vdb) = (disks[0].to_str().unwrap(), disks[1].to_str().unwrap());
+        let volumes = vec![
+            Volume("vda", 1, 40, "ext4", "", ""),
+            Volume("vda", 41, 40, "ext4", "", "srv"),
+            Volume("vdb", 0, 320, "xfs", ",nouuid", "home"),
+        ];
+        let table =
+            format!("/dev/sda1 / ext4 defaults 0 1\nUUID={SRV} /srv ext4 rw\nUUID={HOME} /home xfs rw\n");
+        let live = Self::of(directory, &[("vda", 82), ("vdb", 320)], volumes, &table);
+        let (vda, vdb) = (live.disks[0].to_str().unwrap(), live.disks[1].to_str().unwrap());
         tool("sfdisk", &[vda], "label: gpt\nstart=1MiB, size=40MiB\nstart=41MiB, size=40MiB\n");
         for (offset, uuid) in [("1048576", "aaaaaaaa-1111-4222-8333-444444444444"), ("42991616", SRV)] {
             let options = format!("offset={offset}");
             tool("mke2fs", &["-q", "-b", "4096", "-t", "ext4", "-U", uuid, "-E", &options, vda, "10240"], "");
         }
         tool("mkfs.xfs", &["-q", "-m", &format!("uuid={HOME}"), vdb], "");
-        Self { directory: directory.to_owned(), disks }
+        live
+    }
+
+    /// Subvolumes of btrfs, a logical volume, and FAT.
+    fn make_other(directory: &Path) -> Self {
+        let mut volumes = vec![
+            Volume("vda", 1, 120, "btrfs", ",subvol=/@", ""),
+            Volume("vda", 1, 120, "btrfs", ",subvol=/@home", "home"),
+            // The first extents of the physical volume.
+            Volume("vdb", 1, 40, "ext4", "", "srv"),
+        ];
+        if knows_fat() {
+            volumes.push(Volume("vda", 121, 40, "vfat", ",umask=0077", "boot/efi"));
+        }
+        let table = "LABEL=system / btrfs subvol=@ 0 0\nLABEL=system /home btrfs subvol=/@home 0 0\n\
+                     /dev/mapper/vg-srv /srv ext4 rw\nLABEL=EFI /boot/efi vfat umask=0077 0 1\n";
+        let live = Self::of(directory, &[("vda", 162), ("vdb", 48)], volumes, table);
+        let (vda, vdb) = (live.disks[0].to_str().unwrap(), live.disks[1].to_str().unwrap());
+        let part = |name: &str, megabytes: u64| {
+            let file = directory.join(name);
+            std::fs::File::create(&file).unwrap().set_len(megabytes << 20).unwrap();
+            file
+        };
+        let (system, firmware) = (part("system", 120), part("firmware", 40));
+        tool("mkfs.btrfs", &["-q", "-L", "system", system.to_str().unwrap()], "");
+        let top = directory.join("top");
+        std::fs::create_dir(&top).unwrap();
+        tool("mount", &["-o", "loop", system.to_str().unwrap(), top.to_str().unwrap()], "");
+        for subvolume in ["@", "@home"].map(|name| top.join(name)) {
+            tool("btrfs", &["subvolume", "create", subvolume.to_str().unwrap()], "");
+        }
+        Self::unmount(&top);
+        tool("mkfs.vfat", &["-n", "EFI", firmware.to_str().unwrap()], "");
+        tool("sfdisk", &[vda], "label: gpt\nstart=1MiB, size=120MiB\nstart=121MiB, size=40MiB\n");
+        for (volume, at) in [(&system, "1"), (&firmware, "121")] {
+            let (from, to, at) =
+                (format!("if={}", volume.display()), format!("of={vda}"), format!("seek={at}"));
+            tool("dd", &[&from, &to, &at, "bs=1M", "conv=notrunc,sparse", "status=none"], "");
+        }
+        tool("losetup", &["--find", vdb], "");
+        let device = loops(&live.disks[1]).remove(0).0;
+        let quiet = "global/activation=0 backup/backup=0 backup/archive=0";
+        let lvm = |program: &str, words: &[&str]| {
+            tool(program, &[&["--quiet", "--devices", &device, "--config", quiet], words].concat(), "");
+        };
+        lvm("pvcreate", &["-ff", "-y", &device]);
+        lvm("vgcreate", &["-s", "1M", "vg", &device]);
+        lvm("lvcreate", &["-an", "-Zn", "-Wn", "-n", "srv", "-l", "40", "vg"]);
+        tool("losetup", &["--detach", &device], "");
+        tool("mke2fs", &["-q", "-b", "4096", "-t", "ext4", "-E", "offset=1048576", vdb, "10240"], "");
+        live
     }
 
     /// Mounts disks as the machine does.
-    fn mount(disks: &[PathBuf], root: &Path) {
+    fn mount(&self, disks: &[PathBuf], root: &Path) {
         std::fs::create_dir_all(root).unwrap();
-        for (disk, start, size, kind, at) in VOLUMES {
-            let disk = disks.iter().find(|path| path.file_stem().is_some_and(|stem| stem == disk)).unwrap();
+        for Volume(disk, start, size, kind, more, at) in &self.volumes {
+            let disk = disks.iter().find(|path| path.file_stem().is_some_and(|stem| stem == *disk)).unwrap();
             let at = root.join(at);
             std::fs::create_dir_all(&at).unwrap();
-            let nouuid = if kind == "xfs" { ",nouuid" } else { "" };
-            let options = format!("loop,offset={},sizelimit={}{nouuid}", start << 20, size << 20);
+            let options = format!("loop,offset={},sizelimit={}{more}", start << 20, size << 20);
             tool("mount", &["-t", kind, "-o", &options, disk.to_str().unwrap(), at.to_str().unwrap()], "");
         }
     }
@@ -99,6 +165,17 @@ impl Live {
     fn unmount(root: &Path) {
         tool("umount", &["-R", root.to_str().unwrap()], "");
     }
+
+    /// What the machine is when its image is taken.
+    fn populate(&self, root: &Path) {
+        populate(root);
+        std::fs::write(root.join("etc/fstab"), &self.table).unwrap();
+    }
+}
+
+/// Whether this kernel can mount FAT.
+fn knows_fat() -> bool {
+    std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == "vfat")
 }
 
 /// Yields the disks of a machine.
@@ -191,23 +268,21 @@ impl Bench {
         let points = self.repository.points().unwrap();
         let files: Vec<PointInfo> = newer_files(image, &points, LATEST).into_iter().cloned().collect();
         let disks: Vec<PathBuf> = plan.goals.iter().map(|goal| goal.path.clone()).collect();
-        let scratch = to.parent().unwrap().to_owned();
-        let request = FilesOnDisks { files, disks: disks.clone(), scratch: scratch.clone() };
-        let applied =
-            apply_files(&self.repository, &request, &Inside::TRUSTED, &self.clock, &progress).unwrap();
+        let (scratch, clock) = (to.parent().unwrap(), &self.clock);
+        let newer =
+            Newer { repository: &self.repository, files: &files, inside: Inside::TRUSTED, scratch, clock };
+        newer.check(&reader, Some(&plan)).unwrap();
+        let applied = newer.apply_to(&plan, &progress).unwrap();
         let left = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(left.filter(|name| name.to_str().unwrap().starts_with(".mainstay")).count(), 0);
         (disks, applied)
     }
 }
 
-/// What the machine is when its image is taken.
 fn populate(root: &Path) {
     for path in ["etc/nginx", "var/log/old", "usr", "home/ann", "srv/www"] {
         std::fs::create_dir_all(root.join(path)).unwrap();
     }
-    let table = format!("/dev/sda1 / ext4 defaults 0 1\nUUID={SRV} /srv ext4 rw\nUUID={HOME} /home xfs rw\n");
-    std::fs::write(root.join("etc/fstab"), table).unwrap();
     for (name, text) in
         [("same", "same"), ("edited", "old"), ("behind", "1111"), ("gone", "gone"), ("mode", "m")]
     {
@@ -252,11 +327,14 @@ fn live_on(root: &Path) {
     std::fs::set_permissions(root, PermissionsExt::from_mode(0o711)).unwrap();
 }
 
-/// Loop devices whose file lies below a directory.
-fn loops(directory: &Path) -> Vec<String> {
+/// Loop devices whose file lies below a directory, each with its file.
+fn loops(directory: &Path) -> Vec<(String, PathBuf)> {
     let devices = std::fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().path());
-    let files = devices.filter_map(|device| std::fs::read_to_string(device.join("loop/backing_file")).ok());
-    files.filter(|file| file.starts_with(directory.to_str().unwrap())).collect()
+    let of = |device: PathBuf| {
+        let file = std::fs::read_to_string(device.join("loop/backing_file")).ok()?;
+        Some((format!("/dev/{}", device.file_name()?.to_str()?), PathBuf::from(file.trim_end())))
+    };
+    devices.filter_map(of).filter(|(_, file)| file.starts_with(directory)).collect()
 }
 
 #[test]
@@ -268,12 +346,12 @@ fn a_machine_from_its_image_and_its_newer_files_is_the_live_machine_in_every_fil
     apart(|| {
         let live = Live::make(directory.path());
         let root = live.directory.join("live");
-        Live::mount(&live.disks, &root);
-        populate(&root);
+        live.mount(&live.disks, &root);
+        live.populate(&root);
         Live::unmount(&root);
         let bench = Bench::new();
         let image = bench.image(&live.disks);
-        Live::mount(&live.disks, &root);
+        live.mount(&live.disks, &root);
         live_on(&root);
         bench.files(&root, &["/"]);
 
@@ -281,9 +359,9 @@ fn a_machine_from_its_image_and_its_newer_files_is_the_live_machine_in_every_fil
         let (disks, applied) = bench.restore(&image, &out);
         assert_eq!((applied.skips.as_slice(), applied.damaged), (&[][..], 0));
         assert!(applied.changes.deleted > 0 && applied.changes.same > 0, "{:?}", applied.changes);
-        assert_eq!(loops(&out), [] as [String; 0]);
+        assert_eq!(loops(&out), []);
         let back = directory.path().join("back");
-        Live::mount(&disks, &back);
+        live.mount(&disks, &back);
         assert_eq!(compare(&root, &back).unwrap(), [] as [String; 0]);
         // What was not touched since the image is the image's own file still.
         let inode = |root: &Path| std::fs::metadata(root.join("etc/same")).unwrap().ino();
@@ -302,8 +380,8 @@ fn what_is_not_on_the_disks_is_listed_and_only_where_the_agent_looked_anything_c
     apart(|| {
         let live = Live::make(directory.path());
         let root = live.directory.join("live");
-        Live::mount(&live.disks, &root);
-        populate(&root);
+        live.mount(&live.disks, &root);
+        live.populate(&root);
         let table = std::fs::read_to_string(root.join("etc/fstab")).unwrap();
         let table = format!("{table}server:/export /mnt nfs rw\n");
         std::fs::write(root.join("etc/fstab"), table).unwrap();
@@ -311,7 +389,7 @@ fn what_is_not_on_the_disks_is_listed_and_only_where_the_agent_looked_anything_c
         Live::unmount(&root);
         let bench = Bench::new();
         let image = bench.image(&live.disks);
-        Live::mount(&live.disks, &root);
+        live.mount(&live.disks, &root);
         live_on(&root);
         std::fs::write(root.join("mnt/remote"), "on another machine").unwrap();
         bench.files(&root, &["/etc", "/mnt"]);
@@ -321,13 +399,51 @@ fn what_is_not_on_the_disks_is_listed_and_only_where_the_agent_looked_anything_c
         let skipped: Vec<String> = applied.skips.iter().map(|skip| skip.path.to_string()).collect();
         assert_eq!(skipped, ["mnt"], "{:?}", applied.skips);
         let back = directory.path().join("back");
-        Live::mount(&disks, &back);
+        live.mount(&disks, &back);
         for path in ["etc", "srv/www", "home"] {
             assert_eq!(compare(&root.join(path), &back.join(path)).unwrap(), [] as [String; 0], "{path}");
         }
         let there = |path: &str| back.join(path).symlink_metadata().is_ok();
         assert!(there("var/log/old/messages") && there("srv/becomes-link/inside"), "nobody looked there");
         assert!(there("mnt") && !there("mnt/remote") && !there("srv/hostile"));
+        Live::unmount(&back);
+        Live::unmount(&root);
+    });
+}
+
+#[test]
+fn subvolumes_logical_volumes_and_fat_get_newer_files_too_or_say_why_not() {
+    if !is_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    apart(|| {
+        let live = Live::make_other(directory.path());
+        let root = live.directory.join("live");
+        live.mount(&live.disks, &root);
+        live.populate(&root);
+        std::fs::create_dir_all(root.join("boot/efi")).unwrap();
+        std::fs::write(root.join("boot/efi/old"), "old").unwrap();
+        Live::unmount(&root);
+        let bench = Bench::new();
+        let image = bench.image(&live.disks);
+        live.mount(&live.disks, &root);
+        live_on(&root);
+        std::fs::remove_file(root.join("boot/efi/old")).unwrap();
+        std::fs::write(root.join("boot/efi/new"), "new").unwrap();
+        bench.files(&root, &["/"]);
+        let (disks, applied) = bench.restore(&image, &directory.path().join("out"));
+        let skipped: Vec<String> = applied.skips.iter().map(|skip| skip.path.to_string()).collect();
+        let expected: &[&str] = if knows_fat() { &[] } else { &["boot/efi"] };
+        assert_eq!(skipped, expected, "{:?}", applied.skips);
+        let back = directory.path().join("back");
+        live.mount(&disks, &back);
+        for path in ["etc", "srv", "home", "usr", "var"] {
+            assert_eq!(compare(&root.join(path), &back.join(path)).unwrap(), [] as [String; 0], "{path}");
+        }
+        if knows_fat() {
+            assert_eq!(compare(&root.join("boot"), &back.join("boot")).unwrap(), [] as [String; 0]);
+        }
         Live::unmount(&back);
         Live::unmount(&root);
     });

@@ -104,9 +104,107 @@ fn a_machine_comes_back_with_its_newer_files_or_as_its_image_has_it() {
     user.run(1, &["cat", "latest", gone.to_str().unwrap()]);
     user.run(0, &["vm", "restore", "web@latest", "--to", "image", "--image-only"]);
     assert_eq!(user.read("image", "edited"), "old");
-    let refused = user.run(1, &["vm", "restore", "web", "--to", "packed", "--format", "qcow2"]);
-    assert!(refused.contains("--image-only") && !user.at("packed").exists(), "{refused}");
+    user.run(0, &["vm", "restore", "web", "--to", "packed", "--format", "qcow2"]);
+    assert_eq!(user.read("packed", "edited"), "newer");
     assert_eq!(user.places(), 0);
+}
+
+/// As a new machine, and by a plan.
+#[test]
+fn new_machines_have_the_newer_files_unless_the_image_alone_is_wanted() {
+    if !is_root() {
+        return;
+    }
+    let user = User::with_points(3);
+    let restore =
+        ["vm", "restore", "web@latest", "--as", "two", "--host", "dir:machines", "--format", "qcow2"];
+    std::fs::create_dir(user.at("machines")).unwrap();
+    let said = user.run(0, &[restore.as_slice(), &["--to", "machines/two", "--json"]].concat());
+    assert!(said.contains("\"type\":\"files_applied\""), "{said}");
+    user.run(0, &[restore.as_slice(), &["--to", "machines/two"]].concat());
+    assert_eq!(user.read("machines", "edited"), "newer");
+    let machine = |name: &str, more: &str| {
+        let directory = user.at(&format!("{name}-machines"));
+        std::fs::create_dir(&directory).unwrap();
+        let text = format!(
+            "host = 'dir:{name}-machines'\ndirectory = '{name}-machines'\nformat = 'raw'\n\
+             [[machine]]\npoint = 'web@latest'\nname = '{name}'\n{more}"
+        );
+        std::fs::write(user.at(&format!("{name}.toml")), text).unwrap();
+        user.run(0, &["vm", "recover", &format!("{name}.toml")]);
+        user.read(&format!("{name}-machines"), "edited")
+    };
+    assert_eq!(machine("planned", ""), "newer");
+    assert_eq!(machine("plain", "image_only = true\n"), "old");
+    assert_eq!(user.places(), 0);
+}
+
+#[test]
+fn in_place_the_newer_files_come_too_and_the_undo_point_takes_all_back() {
+    if !is_root() {
+        return;
+    }
+    let user = User::with_points(3);
+    let (image, present) = (user.at("images/web.raw"), user.at("present.raw"));
+    let writes = ["-f", "raw", image.to_str().unwrap(), "-c", "write -P 7 40m 1m"];
+    assert!(Command::new("qemu-io").args(writes).output().unwrap().status.success());
+    std::fs::copy(&image, &present).unwrap();
+    let said = user.run(0, &[IN_PLACE.as_slice(), &["web@latest", "--dry-run"]].concat());
+    assert!(
+        said.contains("newer files") && std::fs::read(&image).unwrap() == std::fs::read(&present).unwrap()
+    );
+    let said = user.run(0, &[IN_PLACE.as_slice(), &["web@latest", "--json"]].concat());
+    assert!(said.contains("\"type\":\"files_applied\""), "{said}");
+    let undo = said.split("\"undo\":\"").nth(1).unwrap().split('"').next().unwrap();
+    // What is shown of the machine now is what it is now.
+    let shown = user.run(0, &["cat", "web@latest", user.at("live/edited").to_str().unwrap()]);
+    assert!(shown.starts_with("newer"), "{shown}");
+    assert_eq!(user.read("images", "edited"), "newer");
+    let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
+    assert!(check.status.success(), "{check:?}");
+    user.run(0, &[IN_PLACE.as_slice(), &[&format!("web@{undo}")]].concat());
+    assert!(std::fs::read(&image).unwrap() == std::fs::read(&present).unwrap(), "it is not taken back");
+    assert_eq!(user.places(), 0);
+}
+
+const IN_PLACE: [&str; 6] = ["vm", "restore", "--in-place", "--host", "dir:images", "--yes"];
+
+/// Killed while files are put on its disk, the machine does not come up, and the same command finishes.
+#[test]
+fn what_is_killed_in_place_while_files_are_put_there_is_finished_by_the_same_command() {
+    if !is_root() {
+        return;
+    }
+    let user = User::with_points(5000);
+    let image = user.at("images/web.raw");
+    let present = std::fs::read(&image).unwrap();
+    let restore = [IN_PLACE.as_slice(), &["web@latest"]].concat();
+    for _ in 0..2 {
+        let mut running = user.command(&restore).spawn().unwrap();
+        wait(|| has_loop(&user.at("tmp")));
+        running.kill().unwrap();
+        assert_eq!(running.wait().unwrap().code(), None, "it was done before it was killed");
+        wait(|| !has_loop(&user.at("tmp")));
+        assert!(std::fs::read(&image).unwrap().starts_with(b"MAINSTAY RESTORE"), "it could come up");
+    }
+    let said = user.run(0, &[restore.as_slice(), &["--json"]].concat());
+    assert!(said.contains("\"type\":\"files_applied\""), "{said}");
+    let undo = said.split("\"undo\":\"").nth(1).unwrap().split('"').next().unwrap();
+    assert_eq!(user.read("images", "4999"), "4999");
+    assert_eq!(user.read("images", "edited"), "newer");
+    user.run(0, &[IN_PLACE.as_slice(), &[&format!("web@{undo}")]].concat());
+    assert!(std::fs::read(&image).unwrap() == present, "it is not taken back to before the first of them");
+}
+
+/// Waits until something is so.
+fn wait(mut until: impl FnMut() -> bool) {
+    for _ in 0..12000 {
+        if until() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("waited for a minute");
 }
 
 /// Killed in the middle, it leaves no mount and no loop device, and the next run nothing at all.
@@ -117,19 +215,10 @@ fn what_is_killed_while_files_are_put_on_the_disks_leaves_nothing_behind() {
     }
     let user = User::with_points(5000);
     let mut running = user.command(&["vm", "restore", "web", "--to", "killed"]).spawn().unwrap();
-    let wait = |wanted: bool| {
-        for _ in 0..6000 {
-            if has_loop(&user.at("killed")) == wanted {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("waited for half a minute for loop devices to be there: {wanted}");
-    };
-    wait(true);
+    wait(|| has_loop(&user.at("killed")));
     running.kill().unwrap();
     assert_eq!(running.wait().unwrap().code(), None, "it was done before it was killed");
-    wait(false);
+    wait(|| !has_loop(&user.at("killed")));
     assert_eq!(user.places(), 1);
     user.run(0, &["vm", "restore", "web", "--to", "again"]);
     assert_eq!(user.places(), 0);

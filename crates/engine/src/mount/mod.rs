@@ -1,6 +1,7 @@
 //! Recovery points as directories of this machine, by FUSE: read-only, read as far as somebody looks.
 
 mod all;
+mod disks;
 mod inodes;
 mod lease;
 mod serve;
@@ -11,18 +12,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, Filesystem, MountOption, Session, SessionACL};
 use mainstay_core::{Blocks, Code, Error, ItemPath, Metadata, Result};
 use mainstay_workloads::process::Program;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 pub use all::{All, OpenPoint};
+pub(crate) use disks::DiskFiles;
 pub use lease::Lease;
 pub use single::{OneFile, Point};
 
 /// Threads that answer the kernel.
 const THREADS: usize = 4;
+/// The most that is read or written in one go, in bytes.
+const READ_MAX: u32 = 1 << 20;
 /// How long the helper that unmounts for ordinary users may take.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -64,19 +68,20 @@ impl Mounted {
     /// Errors: [`Code::NotFound`], [`Code::Conflict`] when the directory is not empty or a dead mount is in its place,
     /// [`Code::Unsupported`] where there is no FUSE or no right to use it.
     pub fn new(tree: Arc<dyn Tree>, directory: &Path, everybody: bool, trouble: Trouble) -> Result<Self> {
-        check_place(directory)?;
         let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName("mainstay".to_owned()),
-            MountOption::RO,
-            MountOption::NoSuid,
-            MountOption::NoDev,
-            MountOption::NoAtime,
-        ];
+        config.mount_options =
+            vec![MountOption::RO, MountOption::NoSuid, MountOption::NoDev, MountOption::NoAtime];
         if everybody {
             config.mount_options.push(MountOption::DefaultPermissions);
             config.acl = SessionACL::All;
         }
+        Self::serve(serve::Server::new(tree, trouble), directory, config)
+    }
+
+    /// Has the kernel ask `server` for what is in an empty directory.
+    fn serve<F: Filesystem>(server: F, directory: &Path, mut config: Config) -> Result<Self> {
+        check_place(directory)?;
+        config.mount_options.push(MountOption::FSName("mainstay".to_owned()));
         (config.n_threads, config.clone_fd) = (Some(THREADS), true);
         let refused = |error: std::io::Error| {
             let code = match error.kind() {
@@ -88,7 +93,7 @@ impl Mounted {
                  user_allow_other in /etc/fuse.conf",
             )
         };
-        let session = Session::new(serve::Server::new(tree, trouble), directory, &config).map_err(refused)?;
+        let session = Session::new(server, directory, &config).map_err(refused)?;
         let session = session.spawn().map_err(refused)?;
         Ok(Self { session: Some(session), directory: directory.to_owned() })
     }

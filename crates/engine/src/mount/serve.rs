@@ -15,7 +15,7 @@ use fuser::{
 use mainstay_core::{Blocks, Code, Error, Extent, ExtentKind, ItemPath, Kind, Metadata, Result, Time};
 
 use super::inodes::{Inodes, ROOT};
-use super::{Shown, Tree, Trouble};
+use super::{READ_MAX, Shown, Tree, Trouble};
 
 /// How long the kernel may remember what never changes.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -26,8 +26,6 @@ const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
 /// Extents are asked for in windows of so many bytes.
 const WINDOW: u64 = 1 << 30;
-/// The most that is read in one go, in bytes.
-const READ_MAX: u32 = 1 << 20;
 
 /// Takes the offset behind an entry, its name, and what it is; says whether nothing more fits.
 type Put<'a> = dyn FnMut(u64, &[u8], Option<&Shown>) -> bool + 'a;

@@ -4,35 +4,50 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::{
     Blocks, Captured, Clock, Code, Error, ItemPath, Kind, Next, Progress, Receipt, Result, Skip, SkipReason,
     Source, StreamReader,
 };
 use mainstay_diskimage::FileBlocks;
-use mainstay_repository::{PointInfo, PointReader, Repository};
+use mainstay_nbd::WritableBlocks;
+use mainstay_repository::{Entry, PointInfo, PointReader, Repository};
 use mainstay_workloads::files::{Changes, Existing as _, LeftOut, OwnerRule, Place, RestoreMode, Restored};
+use mainstay_workloads::vm::Overwrite;
 
+use super::disks::ImageFormat;
 use super::inside::Inside;
 use super::mounted::Mounted;
 use super::private::with_own_mounts;
+use super::restore::{MachinePlan, machine_disks};
 use super::timeline::untold;
 use super::tree::Tree;
 use crate::restore::{Placing, RestoreRequest, plan_restore, restore};
 use crate::view::{PointView, Seen, SeenWalk};
 
-/// What to put on which disks.
-#[derive(Clone, Debug)]
-pub struct FilesOnDisks {
-    /// The points of the machine's files, in this order.
-    pub files: Vec<PointInfo>,
-    /// Every disk of the machine, raw, in the order of their names: image files or devices.
-    pub disks: Vec<PathBuf>,
+/// Newer files of a machine, for disks that are written from its image.
+#[derive(Clone, Copy)]
+pub struct Newer<'a> {
+    pub repository: &'a Repository,
+    /// Their points, lowest first; there may be none.
+    pub files: &'a [PointInfo],
+    pub inside: Inside<'a>,
     /// A directory to mount below.
-    pub scratch: PathBuf,
+    pub scratch: &'a Path,
+    pub clock: &'a Arc<dyn Clock>,
 }
 
-/// What [`apply_files`] did.
+/// A disk that was written.
+#[derive(Clone)]
+pub enum WrittenDisk {
+    /// A raw image file, or a device.
+    Raw(PathBuf),
+    /// Anything else.
+    Blocks(Arc<dyn WritableBlocks>),
+}
+
+/// What [`Newer::apply`] did.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     pub changes: Changes,
@@ -41,12 +56,11 @@ pub struct Applied {
     /// What could not be put on the disks, or was not in the points.
     pub skips: Vec<Skip>,
     pub damaged: u64,
+    pub took: Duration,
 }
 
-/// Whether [`apply_files`] can work here.
-///
-/// Errors: [`Code::Unsupported`], saying what to do instead.
-pub fn check_apply() -> Result<()> {
+/// Whether files can be put on disks here.
+fn check_mounting() -> Result<()> {
     let refuse = |why: &str| {
         let what = format!("newer files cannot be put on the restored disks: {why}");
         Error::new(Code::Unsupported, what).hint(ALTERNATIVE)
@@ -63,55 +77,114 @@ pub fn check_apply() -> Result<()> {
 const ALTERNATIVE: &str = "--image-only restores the image as it is; its newer files can be restored inside the machine \
                            once it runs, from their own points";
 
-/// Puts files on the disks, and takes away what the points no longer have where they looked. Files that are as they were
-/// when the image was taken stay untouched.
-///
-/// What cannot be put where it belongs is skipped and listed. Errors: [`Code::Unsupported`] when the machine's root cannot
-/// be found or mounted: then nothing was changed. Whatever would meet every file.
-pub fn apply_files(
-    repository: &Repository,
-    request: &FilesOnDisks,
-    inside: &Inside<'_>,
-    clock: &Arc<dyn Clock>,
-    progress: &Arc<dyn Progress>,
-) -> Result<Applied> {
-    check_apply()?;
-    let tree = tree(&request.disks, inside)?;
-    let mut layers = Vec::new();
-    let mut applied = Applied::default();
-    for point in &request.files {
-        let reader = repository.read(&point.id)?;
-        match LeftOut::parse(&reader.info().position.0) {
-            Some(captured) => layers.push((reader, captured)),
-            None => applied.skip(ItemPath::root(), untold(point)),
+impl Newer<'_> {
+    /// Whether the files can be put on disks that are written from `image`: those of `plan`, or all of them.
+    ///
+    /// Errors: [`Code::Unsupported`], saying what to do instead; those of the repository.
+    pub fn check(&self, image: &PointReader, plan: Option<&MachinePlan>) -> Result<()> {
+        if self.files.is_empty() {
+            return Ok(());
         }
+        check_mounting()?;
+        let entries = machine_disks(image)?;
+        if plan.is_some_and(|plan| plan.disks().count() < entries.len()) {
+            let what = "newer files can only be put on all disks of the machine together";
+            return Err(Error::new(Code::Unsupported, what).hint(ALTERNATIVE));
+        }
+        let open = |entry: &Entry| image.blocks(entry).map(Arc::from);
+        let disks: Vec<Arc<dyn Blocks>> = entries.iter().map(open).collect::<Result<_>>()?;
+        tree(&disks, &self.inside).map(|_tree| ())
     }
-    let done = with_own_mounts(|| {
-        let (mounted, hidden) = mount(&tree, request, &layers)?;
-        for (reader, _) in &layers {
-            let view = Reachable { inner: reader.clone(), hidden: Arc::clone(&hidden) };
-            if let Err(error) = applied.put(repository, &view, &mounted.root, clock, progress) {
-                match error.code() {
-                    Code::Refused => applied.skip(ItemPath::root(), error.chain().join(": ")),
-                    _ => return Err(error),
-                }
+
+    /// Puts files on the disks, all of the machine in the order of their names, and takes away what the points no longer
+    /// have where they looked. Files that are as they were when the image was taken stay untouched.
+    ///
+    /// What cannot be put where it belongs is skipped and listed. Errors: [`Code::Unsupported`] when the machine's root
+    /// cannot be found or mounted: then nothing was changed. Whatever would meet every file.
+    pub fn apply(&self, disks: &[WrittenDisk], progress: &Arc<dyn Progress>) -> Result<Applied> {
+        let mut applied = Applied::default();
+        if self.files.is_empty() {
+            return Ok(applied);
+        }
+        check_mounting()?;
+        let began = self.clock.monotonic();
+        let opened: Vec<_> = disks.iter().map(WrittenDisk::open).collect::<Result<_>>()?;
+        let tree = tree(&opened, &self.inside)?;
+        let mut layers = Vec::new();
+        for point in self.files {
+            let reader = self.repository.read(&point.id)?;
+            match LeftOut::parse(&reader.info().position.0) {
+                Some(captured) => layers.push((reader, captured)),
+                None => applied.skip(ItemPath::root(), untold(point)),
             }
         }
-        mounted.finish()?;
-        Ok(applied)
-    })?;
-    for disk in &request.disks {
-        let synced = std::fs::OpenOptions::new().write(true).open(disk).and_then(|file| file.sync_all());
-        synced.map_err(|error| Error::io(format!("cannot make {} durable", disk.display()), error))?;
+        let (repository, clock, scratch) = (self.repository, self.clock, self.scratch);
+        let mut done = with_own_mounts(|| {
+            let (mounted, hidden) = mount(&tree, disks, scratch, &layers)?;
+            for (reader, _) in &layers {
+                let view = Reachable { inner: reader.clone(), hidden: Arc::clone(&hidden) };
+                if let Err(error) = applied.put(repository, &view, &mounted.root, clock, progress) {
+                    match error.code() {
+                        Code::Refused => applied.skip(ItemPath::root(), error.chain().join(": ")),
+                        _ => return Err(error),
+                    }
+                }
+            }
+            mounted.finish()?;
+            Ok(applied)
+        })?;
+        disks.iter().try_for_each(WrittenDisk::sync)?;
+        done.took = self.clock.monotonic().saturating_sub(began);
+        Ok(done)
     }
-    Ok(done)
+
+    /// [`Self::apply`] to what a plan has written.
+    pub fn apply_to(&self, plan: &MachinePlan, progress: &Arc<dyn Progress>) -> Result<Applied> {
+        let (mut disks, mut images) = (Vec::new(), Vec::new());
+        for goal in plan.disks() {
+            if self.files.is_empty() || goal.format == ImageFormat::Raw {
+                disks.push(WrittenDisk::Raw(goal.path.clone()));
+                continue;
+            }
+            let image = Arc::new(Overwrite::open(&goal.path, goal.format.name(), self.scratch)?);
+            disks.push(WrittenDisk::Blocks(Arc::<Overwrite>::clone(&image)));
+            images.push(image);
+        }
+        let applied = self.apply(&disks, progress)?;
+        drop(disks);
+        images.into_iter().try_for_each(|image| Overwrite::close(sole(image)?))?;
+        Ok(applied)
+    }
+}
+
+/// What nobody else uses any more.
+pub(super) fn sole<T>(shared: Arc<T>) -> Result<T> {
+    Arc::into_inner(shared).ok_or_else(|| Error::bug("a disk is still in use after it was written"))
+}
+
+impl WrittenDisk {
+    fn open(&self) -> Result<Arc<dyn Blocks>> {
+        Ok(match self {
+            Self::Raw(path) => Arc::new(FileBlocks::open(path)?),
+            Self::Blocks(blocks) => Arc::<dyn WritableBlocks>::clone(blocks),
+        })
+    }
+
+    fn sync(&self) -> Result<()> {
+        match self {
+            Self::Raw(path) => {
+                let synced = std::fs::OpenOptions::new().write(true).open(path);
+                let synced = synced.and_then(|file| file.sync_all());
+                synced.map_err(|error| Error::io(format!("cannot make {} durable", path.display()), error))
+            }
+            Self::Blocks(blocks) => blocks.flush(),
+        }
+    }
 }
 
 /// What lies on the disks.
-fn tree(disks: &[PathBuf], inside: &Inside<'_>) -> Result<Tree> {
-    let open = |disk: &PathBuf| -> Result<Arc<dyn Blocks>> { Ok(Arc::new(FileBlocks::open(disk)?)) };
-    let opened: Vec<Arc<dyn Blocks>> = disks.iter().map(open).collect::<Result<_>>()?;
-    let tree = Tree::of(&opened, inside)?;
+fn tree(disks: &[Arc<dyn Blocks>], inside: &Inside<'_>) -> Result<Tree> {
+    let tree = Tree::of(disks, inside)?;
     if !tree.has_root() {
         let why = tree.notes.join("; ");
         let what = format!("nothing on the restored disks can be told to be the machine's root: {why}");
@@ -123,21 +196,19 @@ fn tree(disks: &[PathBuf], inside: &Inside<'_>) -> Result<Tree> {
 /// Mounts what the points have to do with, and says what cannot be reached.
 fn mount(
     tree: &Tree,
-    request: &FilesOnDisks,
+    disks: &[WrittenDisk],
+    scratch: &Path,
     layers: &[(PointReader, LeftOut)],
 ) -> Result<(Mounted, Arc<BTreeMap<ItemPath, String>>)> {
     let roots: Vec<&ItemPath> =
         layers.iter().flat_map(|(_, captured)| captured.roots.iter().map(|root| &root.real)).collect();
     let matters = |at: &ItemPath| roots.iter().any(|root| root.is_within(at) || at.is_within(root));
-    let mut mounted = Mounted::new(&request.scratch)?;
+    let mut mounted = Mounted::new(scratch, disks)?;
     let elsewhere = tree.elsewhere.iter().filter(|at| matters(at));
     let mut hidden: BTreeMap<ItemPath, String> =
         elsewhere.map(|at| (at.clone(), ELSEWHERE.to_owned())).collect();
     for mount in tree.mounts.iter().filter(|mount| matters(&mount.at)) {
-        let volume = tree.volumes.get(mount.volume);
-        let place = volume.and_then(|volume| volume.stretch.clone());
-        let place = place.and_then(|(disk, range)| Some((request.disks.get(disk)?, range)));
-        let outcome = match place {
+        let outcome = match tree.volumes.get(mount.volume).and_then(|volume| volume.stretch.clone()) {
             Some((disk, range)) => mounted.mount(mount, disk, &range),
             None => {
                 Err(Error::new(Code::Unsupported, "its volume is encrypted, or not in one piece on one disk"))

@@ -23,6 +23,7 @@ use mainstay_workloads::vm::{
     DISKS, Hypervisor, KIND, Machine, MachineDisk, MachineId, MachineState, Overwrite,
 };
 
+use super::apply::{Applied, Newer, WrittenDisk, sole};
 use super::backup::root_of;
 use super::disks::{Shifted, write_disk};
 use super::instant::machine;
@@ -78,6 +79,8 @@ pub struct RestoredInPlace {
     pub undo: PointId,
     /// Content bytes of the disks, and those of them that differed and were written.
     pub counts: Counts,
+    /// What came of its newer files.
+    pub applied: Applied,
 }
 
 /// Finds the machine that the point is of, and its disks.
@@ -221,15 +224,18 @@ pub fn shut_down(
     Ok(())
 }
 
-/// Writes over the present disks what differs. `undo` takes a point of them first, tagged [`UNDO_TAG`], after the machine was
-/// found shut down; when an earlier restore was interrupted its point stands, and none is taken.
+/// Writes over the present disks what differs, and puts `newer` files on them. `undo` takes a point of them first, tagged
+/// [`UNDO_TAG`], after the machine was found shut down; when an earlier restore was interrupted its point stands, and none
+/// is taken.
 ///
-/// Errors: [`Code::Refused`] while the machine runs; those of `undo`, when nothing has been changed; those of both sides:
-/// then the disks are partly written, the machine cannot boot, and the next run finishes.
+/// Errors: [`Code::Refused`] while the machine runs, [`Code::Unsupported`] when the files cannot be put there; those of
+/// `undo`, when nothing has been changed; those of both sides: then the disks are partly written, the machine cannot boot,
+/// and the next run finishes.
 pub fn restore_in_place(
     reader: &PointReader,
     host: &dyn Hypervisor,
     plan: &InPlacePlan,
+    newer: &Newer<'_>,
     undo: &dyn Fn() -> Result<PointId>,
     progress: &Arc<dyn Progress>,
 ) -> Result<RestoredInPlace> {
@@ -237,6 +243,7 @@ pub fn restore_in_place(
         let what = format!("the machine {} is running", plan.machine.name);
         return Err(Error::new(Code::Refused, what).hint("shut it down first: --stop does it"));
     }
+    newer.check(reader, None)?;
     let undo = match plan.interrupted {
         Some(point) => point,
         None => {
@@ -244,23 +251,28 @@ pub fn restore_in_place(
         }
     };
     let scratch = std::env::temp_dir();
-    let open = |disk: &PresentDisk| Ok(Careful::new(Overwrite::open(&disk.path, &disk.format, &scratch)?));
-    let targets: Vec<Careful> = plan.disks.iter().map(open).collect::<Result<_>>()?;
-    let counts = write_over(reader, plan, &targets, &undo, progress).map_err(|error| {
+    let open =
+        |disk: &PresentDisk| Ok(Arc::new(Careful::new(Overwrite::open(&disk.path, &disk.format, &scratch)?)));
+    let targets: Vec<Arc<Careful>> = plan.disks.iter().map(open).collect::<Result<_>>()?;
+    let done = write_over(reader, plan, &targets, newer, &undo, progress).map_err(|error| {
         let state = format!("the disks of {} are neither old nor new and cannot boot", plan.machine.name);
-        error.during(state).hint(format!("the same command finishes; point {undo} in place takes it back"))
+        let without = if newer.files.is_empty() { "" } else { ", with --image-only without the newer files" };
+        let hint = format!("the same command finishes{without}; point {undo} in place takes it back");
+        error.during(state).hint(hint)
     })?;
-    targets.into_iter().try_for_each(|target| target.inner.close())?;
-    Ok(RestoredInPlace { undo, counts })
+    targets.into_iter().try_for_each(|target| sole(target)?.inner.close())?;
+    let (counts, applied) = done;
+    Ok(RestoredInPlace { undo, counts, applied })
 }
 
 fn write_over(
     reader: &PointReader,
     plan: &InPlacePlan,
-    targets: &[Careful],
+    targets: &[Arc<Careful>],
+    newer: &Newer<'_>,
     undo: &PointId,
     progress: &Arc<dyn Progress>,
-) -> Result<Counts> {
+) -> Result<(Counts, Applied)> {
     for target in targets {
         target.take_head(undo, &plan.point.id)?;
     }
@@ -273,27 +285,31 @@ fn write_over(
         let entry =
             entry.ok_or_else(|| Error::integrity(format!("/{} is gone from the point", disk.item)))?;
         let shifted = Shifted { base: counts, inner: progress.as_ref() };
-        write_disk(reader.blocks(&entry)?.as_ref(), target, false, jobs(), &shifted)
+        write_disk(reader.blocks(&entry)?.as_ref(), target.as_ref(), false, jobs(), &shifted)
             .map_err(|error| error.during(format!("cannot write {}", disk.path.display())))?;
         counts.items += 1;
         counts.bytes += disk.size;
         counts.written_bytes += target.written.load(Ordering::Relaxed);
         progress.event(&Event::Done(counts));
     }
+    let disks: Vec<WrittenDisk> =
+        targets.iter().map(|target| WrittenDisk::Blocks(Arc::<Careful>::clone(target))).collect();
+    let applied = newer.apply(&disks, progress)?;
     for target in targets {
         target.put_head(NOTE_BYTES..usize::MAX)?;
     }
     for target in targets {
         target.put_head(0..NOTE_BYTES)?;
     }
-    Ok(counts)
+    Ok((counts, applied))
 }
 
 fn jobs() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
 }
 
-/// Writes only what differs, and keeps the beginning of the disk back until the rest is there.
+/// Writes only what differs, and keeps the beginning of the disk back until the rest is there: whoever reads here finds
+/// what it will be.
 struct Careful {
     inner: Overwrite,
     head: Mutex<Vec<u8>>,
@@ -391,7 +407,12 @@ impl Blocks for Careful {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.inner.read_at(offset, buffer)
+        let range = offset..offset + buffer.len() as u64;
+        let rest = self.split(range.clone(), |head| {
+            buffer.get_mut(..head.len()).unwrap_or_default().copy_from_slice(head);
+        });
+        let buffer = buffer.get_mut((rest.start - range.start) as usize..).unwrap_or_default();
+        if buffer.is_empty() { Ok(()) } else { self.inner.read_at(rest.start, buffer) }
     }
 }
 

@@ -20,7 +20,7 @@ mod timeline;
 mod tree;
 mod view;
 
-pub use apply::{Applied, FilesOnDisks, apply_files, check_apply};
+pub use apply::{Applied, Newer, WrittenDisk};
 pub use backup::{MachineBackup, MachinePoint, backup_machine, random_id, repository_mark, root_of};
 pub use boot::Boot;
 pub use disks::{ImageFormat, ImageTarget, RawTarget, write_disk};
@@ -32,8 +32,10 @@ pub use inside::{Inside, Keys};
 pub use instant::{Cost, Instant, Proof, ProofRequest, is_whole, machine, prove};
 pub use lean::Leave;
 pub use mixed::MixedView;
-pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, machine_disks, plan_machine, restore_machine};
-pub use timeline::{Composed, check_machine, compose, machine_of, machine_tag, newer_files, timeline};
+pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, plan_machine, restore_machine};
+pub use timeline::{
+    Composed, check_machine, compose, machine_of, machine_tag, newer_files, put_tag, timeline,
+};
 pub use tree::VolumeSeen;
 pub use view::MachineView;
 

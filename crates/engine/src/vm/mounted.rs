@@ -5,13 +5,16 @@ use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
 use mainstay_diskimage::fs::FsKind;
 use mainstay_workloads::process::Program;
 
+use super::apply::WrittenDisk;
 use super::tree::Mount;
+use crate::mount::DiskFiles;
 
 /// How long mounting may take: a long journal is replayed.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -19,35 +22,67 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// How directories to mount at are called; the process that made one follows.
 const PLACE: &str = ".mainstay-mounted-";
 
+/// Below such a directory: where the tree is, and the disks that are no files.
+const TREE: &str = "tree";
+const DISKS: &str = "disks";
+
 /// The tree of a machine, mounted. Unmounted when dropped.
 pub(super) struct Mounted {
-    /// Where its root is.
+    /// Made for this, with what is below it.
+    directory: PathBuf,
+    /// Where the machine's root is.
     pub(super) root: PathBuf,
     /// Outer ones first.
     places: Vec<PathBuf>,
+    /// The disks as files or devices, by their number.
+    disks: Vec<PathBuf>,
+    shown: Option<DiskFiles>,
 }
 
 impl Mounted {
     /// A place to mount at, below `scratch`. Takes away what runs that were killed have left there: empty directories.
-    pub(super) fn new(scratch: &Path) -> Result<Self> {
+    pub(super) fn new(scratch: &Path, disks: &[WrittenDisk]) -> Result<Self> {
         sweep(scratch);
-        let root = scratch.join(format!("{PLACE}{}", std::process::id()));
-        std::fs::create_dir(&root)
-            .map_err(|error| Error::io(format!("cannot make {}", root.display()), error))?;
-        let root = root.canonicalize().map_err(|error| Error::io("cannot find a place to mount", error))?;
-        Ok(Self { root, places: Vec::new() })
+        let directory = scratch.join(format!("{PLACE}{}", std::process::id()));
+        let failed = |error: std::io::Error| Error::io(format!("cannot make {}", directory.display()), error);
+        for made in [directory.clone(), directory.join(TREE), directory.join(DISKS)] {
+            std::fs::create_dir(made).map_err(failed)?;
+        }
+        let root = directory.join(TREE).canonicalize().map_err(failed)?;
+        let mut mounted = Self { directory, root, places: Vec::new(), disks: Vec::new(), shown: None };
+        let others = disks.iter().filter_map(|disk| match disk {
+            WrittenDisk::Raw(_) => None,
+            WrittenDisk::Blocks(blocks) => Some(Arc::clone(blocks)),
+        });
+        let others: Vec<_> = others.collect();
+        if !others.is_empty() {
+            mounted.shown = Some(DiskFiles::new(others, &mounted.directory.join(DISKS))?);
+        }
+        let mut number = 0;
+        for disk in disks {
+            mounted.disks.push(match (disk, &mounted.shown) {
+                (WrittenDisk::Blocks(_), Some(shown)) => {
+                    number += 1;
+                    shown.path(number - 1)
+                }
+                (WrittenDisk::Raw(path), _) => path.clone(),
+                (WrittenDisk::Blocks(_), None) => return Err(Error::bug("a disk is not shown")),
+            });
+        }
+        Ok(mounted)
     }
 
-    /// Mounts a volume that lies on `disk`, an image file or a device, at its place in the tree.
+    /// Mounts a volume that lies on the disk of this number at its place in the tree.
     ///
     /// Errors: [`Code::Unsupported`] for a file system that is not written here; whatever the kernel says.
-    pub(super) fn mount(&mut self, mount: &Mount, disk: &Path, range: &Range<u64>) -> Result<()> {
+    pub(super) fn mount(&mut self, mount: &Mount, disk: usize, range: &Range<u64>) -> Result<()> {
         let at = self.root.join(OsStr::from_bytes(mount.at.as_bytes()));
         let real = at.canonicalize().map_err(|error| Error::io("the directory is not there", error))?;
         if real != at {
             return Err(Error::new(Code::Refused, "a symbolic link stands on the way to it"));
         }
         let (kind, options) = options(mount)?;
+        let disk = self.disks.get(disk).ok_or_else(|| Error::bug("a volume lies on no disk"))?;
         let place = format!("loop,offset={},sizelimit={}", range.start, range.end - range.start);
         Program::new("mount", LIMIT)
             .arguments(["-t", kind, "-o", &format!("{place},nosuid,nodev,noexec,noatime{options}")])
@@ -63,7 +98,7 @@ impl Mounted {
         while let Some(place) = self.places.pop() {
             Program::new("umount", LIMIT).argument(place).run_well()?;
         }
-        Ok(())
+        self.shown.take().map_or(Ok(()), DiskFiles::finish)
     }
 }
 
@@ -73,7 +108,8 @@ impl Drop for Mounted {
             // The end of the thread takes away what stays.
             let _unmounted = Program::new("umount", LIMIT).argument(place).run_well();
         }
-        let _removed = std::fs::remove_dir(&self.root);
+        drop(self.shown.take());
+        remove(&self.directory);
     }
 }
 
@@ -110,8 +146,14 @@ fn sweep(scratch: &Path) {
         let name = entry.file_name();
         let process = name.to_str().and_then(|name| name.strip_prefix(PLACE)?.parse::<u32>().ok());
         if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
-            // It is empty unless somebody else uses it.
-            let _removed = std::fs::remove_dir(entry.path());
+            remove(&entry.path());
         }
+    }
+}
+
+/// Removes a place, which is empty unless somebody uses it.
+fn remove(directory: &Path) {
+    for empty in [directory.join(TREE), directory.join(DISKS), directory.to_owned()] {
+        let _removed = std::fs::remove_dir(empty);
     }
 }

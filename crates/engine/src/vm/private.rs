@@ -7,6 +7,7 @@
 use mainstay_core::{Code, Error, Result};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::configure_io_flusher_behavior;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Runs `work` on a thread whose mounts nobody else sees; programs and threads that it starts do. When the thread is no
@@ -29,6 +30,8 @@ fn part() -> std::result::Result<(), Errno> {
     // SAFETY: only the mounts, the root and the working directory of this new thread part from those of the others; file
     // descriptors stay shared, and nothing here relies on a working directory.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // Threads from here may answer for disks that are mounted: whoever waits for those must not be waited for by them.
+    let _without = configure_io_flusher_behavior(true);
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 

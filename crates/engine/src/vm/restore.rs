@@ -86,6 +86,12 @@ impl MachinePlan {
         self.goals.iter().map(|goal| goal.size).sum()
     }
 
+    /// The goals that are disks, in the order of their names.
+    pub fn disks(&self) -> impl Iterator<Item = &Goal> {
+        let directory = ItemPath::new(DISKS).unwrap_or_default();
+        self.goals.iter().filter(move |goal| goal.item.is_within(&directory))
+    }
+
     pub fn writes_over_devices(&self) -> bool {
         self.goals.iter().any(|goal| goal.is_device)
     }
@@ -96,8 +102,7 @@ impl MachinePlan {
 /// Errors: [`Code::NotFound`] for a disk that the point does not have, [`Code::AlreadyExists`] for a file that is there,
 /// [`Code::Usage`] for what is no device.
 pub fn plan_machine(reader: &PointReader, places: &DiskPlaces) -> Result<MachinePlan> {
-    let disks = reader.list(&ItemPath::new(DISKS).unwrap_or_default())?;
-    let disks: Vec<Entry> = disks.into_iter().filter(|entry| entry.metadata.kind == Kind::Disk).collect();
+    let disks = machine_disks(reader)?;
     let mut goals = Vec::new();
     let mut directory = None;
     match places {
@@ -167,10 +172,10 @@ fn new_files(reader: &PointReader, folder: &ImageFolder, disks: &[Entry]) -> Res
     Ok(goals)
 }
 
-/// How many disks the machine of a point has.
-pub fn machine_disks(reader: &PointReader) -> Result<usize> {
+/// The disks of the machine of a point, in the order of their names.
+pub(super) fn machine_disks(reader: &PointReader) -> Result<Vec<Entry>> {
     let entries = reader.list(&ItemPath::new(DISKS).unwrap_or_default())?;
-    Ok(entries.iter().filter(|entry| entry.metadata.kind == Kind::Disk).count())
+    Ok(entries.into_iter().filter(|entry| entry.metadata.kind == Kind::Disk).collect())
 }
 
 /// Carries a plan out. New files are removed again when it fails; a device is then half written.

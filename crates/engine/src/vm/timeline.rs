@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mainstay_core::{Code, Error, Result, Time, WorkloadId};
+use mainstay_core::{Code, Error, PointId, Result, Time, WorkloadId};
 use mainstay_repository::{PointInfo, Repository};
 use mainstay_workloads::{files, vm};
 
@@ -21,6 +21,11 @@ const MACHINE: &str = "machine:";
 /// The tag of points that hold files of this machine.
 pub fn machine_tag(machine: &str) -> String {
     format!("{MACHINE}{machine}")
+}
+
+/// A tag of the point that takes a restore back, for each point of newer files that was put on the disks then.
+pub fn put_tag(files: &PointId) -> String {
+    format!("put:{files}")
 }
 
 /// The machine that a point is of, or whose files it holds: an identity, or what a person called it.
@@ -55,13 +60,17 @@ pub fn timeline<'a>(workload: &[&'a PointInfo], points: &'a [PointInfo]) -> Vec<
 
 /// What is newer than an image, up to and at `until`: the newest point of each workload of its machine's files, oldest
 /// first, so that each lies over those before it. Once the machine was put back, which leaves a point that takes it back, files
-/// from before are of a past that was given up.
+/// from before are of a past that was given up, but for those that were put on its disks then.
 pub fn newer_files<'a>(image: &PointInfo, points: &'a [PointInfo], until: Time) -> Vec<&'a PointInfo> {
     let mut newest: BTreeMap<WorkloadId, &PointInfo> = BTreeMap::new();
     let own = points.iter().filter(|point| point.workload.id == image.workload.id && point.moment <= until);
-    let since = own.map(|point| point.moment).max().unwrap_or(image.moment).max(image.moment);
+    let last = own.max_by_key(|point| point.moment).unwrap_or(image);
     let counts = |point: &&PointInfo| {
-        point.readable && point.moment > since && point.moment <= until && is_of(point, image)
+        let stands = point.moment > last.moment || last.tags.contains(&put_tag(&point.id));
+        point.readable
+            && stands
+            && (image.moment < point.moment && point.moment <= until)
+            && is_of(point, image)
     };
     for point in points.iter().filter(counts) {
         let best = newest.entry(point.workload.id).or_insert(point);
@@ -125,7 +134,7 @@ pub fn check_machine(name: &str) -> Result<()> {
 mod tests {
     use mainstay_repository::PointInfo;
 
-    use super::{machine_of, machine_tag, newer_files, timeline};
+    use super::{machine_of, machine_tag, newer_files, put_tag, timeline};
     use crate::testing::{id, point, time};
 
     const UUID: &str = "4fd5eb22-0f12-4f2d-9c9a-1d5d2f0e8a11";
@@ -166,10 +175,15 @@ mod tests {
         assert_eq!(found("2026-12-01"), [id(4), id(5)]);
         // The machine was put back on the third.
         let put_back = PointInfo { tags: vec!["undo".into()], ..image(9, "2026-11-03T12:00:00Z") };
-        let with: Vec<PointInfo> = points.iter().cloned().chain([put_back]).collect();
+        let with: Vec<PointInfo> = points.iter().cloned().chain([put_back.clone()]).collect();
         let found = newer_files(&points[1], &with, time("2026-12-01"));
         assert_eq!(found.iter().map(|point| point.id).collect::<Vec<_>>(), [id(4), id(5)]);
         assert_eq!(newer_files(&points[1], &with, time("2026-11-03T13:00:00Z")), Vec::<&PointInfo>::new());
+        // … with some of the files.
+        let put_back = PointInfo { tags: vec!["undo".into(), put_tag(&id(3))], ..put_back };
+        let with: Vec<PointInfo> = points.iter().cloned().chain([put_back]).collect();
+        let found = newer_files(&points[1], &with, time("2026-11-03T13:00:00Z"));
+        assert_eq!(found.iter().map(|point| point.id).collect::<Vec<_>>(), [id(3)]);
         // A point of files has nothing over it.
         assert_eq!(newer_files(&points[0], &points, time("2026-12-01")), Vec::<&PointInfo>::new());
     }

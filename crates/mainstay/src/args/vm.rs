@@ -335,6 +335,8 @@ pub(crate) struct VmRecover {
     /// Print a plan for the machines of the repository, to be edited
     #[arg(long, conflicts_with_all = ["plan", "only", "dry_run"])]
     pub example: bool,
+    #[command(flatten)]
+    pub inside: Inside,
 }
 
 /// What runs the guest's code.

@@ -90,6 +90,8 @@ identity = \"new\"
 #disks = [{}]
 #sizes = {{ {} }}
 #networks = {{ \"*\" = \"none\" }}
+# Leave away what was backed up of its files since the image.
+#image_only = true
 start = true
 # What the next machines wait for: agent, nothing, or a time; and the longest wait.
 wait = {}

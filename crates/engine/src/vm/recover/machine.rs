@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Error, ItemPath, PointId, Progress, Result};
-use mainstay_repository::PointReader;
+use mainstay_core::{Code, Error, ItemPath, PointId, Progress, Result};
+use mainstay_repository::{PointInfo, PointReader};
 use mainstay_workloads::vm::{
     DiskPlace, Firmware, Hypervisor, Identity, Machine, MachineId, MachineState, NVRAM, RawDocument, RawKind,
     Shape, guest_answers, guest_shell,
@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::super::apply::{Applied, Newer};
 use super::super::instant::{document, machine};
 use super::super::restore::{DiskPlaces, ImageFolder, plan_machine, restore_machine, sync_directory};
 
@@ -92,6 +93,9 @@ pub struct Record {
     /// The words that meant this point when it was begun.
     #[serde(default)]
     asked: String,
+    /// The points whose newer files are put on the disks, lowest first.
+    #[serde(default)]
+    files: Vec<String>,
     /// What was asked for, to be compared.
     request: String,
     /// As it is defined: with its identity.
@@ -121,6 +125,9 @@ pub struct Recovered {
     pub times: Times,
     pub bytes: u64,
     pub written_bytes: u64,
+    /// The points of its newer files, and what came of them if this run put them on the disks.
+    pub files: Vec<PointInfo>,
+    pub applied: Option<Applied>,
 }
 
 impl Record {
@@ -167,6 +174,19 @@ impl Record {
         self.point.parse().map_err(|()| Error::integrity("the record of a recovery names no point"))
     }
 
+    /// The points whose newer files go on the disks, out of those of the repository.
+    ///
+    /// Errors: [`Code::NotFound`] when one of them is gone.
+    pub fn files(&self, points: &[PointInfo]) -> Result<Vec<PointInfo>> {
+        let found = self.files.iter().map(|id| points.iter().find(|point| point.id.to_string() == *id));
+        let found: Option<Vec<&PointInfo>> = found.collect();
+        let found = found.ok_or_else(|| {
+            Error::new(Code::NotFound, "a point of the newer files that this was begun with is gone")
+                .hint("begin anew: remove the directory")
+        })?;
+        Ok(found.into_iter().cloned().collect())
+    }
+
     fn write(&self, directory: &Path) -> Result<()> {
         use std::io::Write as _;
         let (path, new) = (directory.join(RECORD), directory.join(format!("{RECORD}.new")));
@@ -201,8 +221,13 @@ pub fn whole_machine(reader: &PointReader) -> Result<Machine> {
 /// Whether the host can take the machine: errors now rather than when its disks are written.
 ///
 /// Errors: [`Code::AlreadyExists`] for a name or an identity that the host has already, [`Code::Unsupported`] for a host
-/// that defines nothing, and those of [`plan_machine`].
-pub fn check_recovery(reader: &PointReader, recovery: &Recovery, host: &dyn Hypervisor) -> Result<Machine> {
+/// that defines nothing and for newer files that cannot be put on the disks, and those of [`plan_machine`].
+pub fn check_recovery(
+    reader: &PointReader,
+    recovery: &Recovery,
+    host: &dyn Hypervisor,
+    newer: &Newer<'_>,
+) -> Result<Machine> {
     if !host.caps().define {
         let what = format!("no machine can be defined on {}", host.name());
         return Err(Error::new(Code::Unsupported, what)
@@ -220,7 +245,8 @@ pub fn check_recovery(reader: &PointReader, recovery: &Recovery, host: &dyn Hype
             return Err(Error::new(Code::AlreadyExists, what).hint("choose another name"));
         }
     }
-    plan_machine(reader, &DiskPlaces::Directory(folder(recovery)))?;
+    let plan = plan_machine(reader, &DiskPlaces::Directory(folder(recovery)))?;
+    newer.check(reader, Some(&plan))?;
     Ok(machine)
 }
 
@@ -238,17 +264,22 @@ pub fn recover_machine(
     reader: &PointReader,
     recovery: &Recovery,
     host: &dyn Hypervisor,
+    newer: &Newer<'_>,
     jobs: usize,
-    clock: &dyn Clock,
     progress: &Arc<dyn Progress>,
 ) -> Result<Recovered> {
+    let files: Vec<String> = newer.files.iter().map(|point| point.id.to_string()).collect();
     let directory = &recovery.folder.directory;
     let request = format!("{:?} {:?}", recovery.shape, folder(recovery));
     let mut record = match Record::read(directory)? {
-        Some(record) if record.request == request && record.point()? == reader.info().id => record,
+        Some(record)
+            if record.request == request && record.files == files && record.point()? == reader.info().id =>
+        {
+            record
+        }
         Some(_) => return Err(other(directory)),
         None => {
-            let machine = check_recovery(reader, recovery, host)?;
+            let machine = check_recovery(reader, recovery, host, newer)?;
             std::fs::create_dir_all(directory)
                 .map_err(|error| Error::io(format!("cannot make {}", directory.display()), error))?;
             let (point, times) = (reader.info().id.to_string(), Times::default());
@@ -256,6 +287,7 @@ pub fn recover_machine(
                 version: VERSION,
                 point,
                 asked: recovery.asked.clone(),
+                files,
                 request,
                 machine,
                 stage: Stage::Begun,
@@ -276,8 +308,9 @@ pub fn recover_machine(
         // Complete without having been started, which is asked for now.
         record.stage = Stage::Defined;
     }
-    let mut run = Run { reader, recovery, host, clock, progress, record };
+    let mut run = Run { reader, recovery, host, newer, progress, record, applied: None };
     run.go_on(jobs)?;
+    let applied = run.applied;
     let Record { machine, started, times, bytes, written_bytes, .. } = run.record;
     let (point, directory) = (reader.info().id, directory.clone());
     let workload = reader.info().workload.name.clone();
@@ -292,6 +325,8 @@ pub fn recover_machine(
         times,
         bytes,
         written_bytes,
+        files: newer.files.to_vec(),
+        applied,
     })
 }
 
@@ -328,28 +363,29 @@ struct Run<'a> {
     reader: &'a PointReader,
     recovery: &'a Recovery,
     host: &'a dyn Hypervisor,
-    clock: &'a dyn Clock,
+    newer: &'a Newer<'a>,
     progress: &'a Arc<dyn Progress>,
     record: Record,
+    applied: Option<Applied>,
 }
 
 impl Run<'_> {
     fn go_on(&mut self, jobs: usize) -> Result<()> {
         if self.record.stage == Stage::Begun {
             self.reached(Stage::Begun)?;
-            let began = self.clock.monotonic();
+            let began = self.newer.clock.monotonic();
             self.write(jobs)?;
             self.record.times.write += self.since(began);
             self.reached(Stage::Written)?;
         }
         if self.record.stage == Stage::Written {
-            let began = self.clock.monotonic();
+            let began = self.newer.clock.monotonic();
             self.define()?;
             self.record.times.define += self.since(began);
             self.reached(Stage::Defined)?;
         }
         if self.record.stage == Stage::Defined && self.recovery.start {
-            let began = self.clock.monotonic();
+            let began = self.newer.clock.monotonic();
             if !is_running(self.host, &self.record.machine.id)? {
                 self.host.start(&self.record.machine.id)?;
             }
@@ -359,7 +395,7 @@ impl Run<'_> {
             self.reached(Stage::Started)?;
         }
         if self.record.stage < Stage::Complete {
-            let began = self.clock.monotonic();
+            let began = self.newer.clock.monotonic();
             self.check()?;
             self.record.times.checks += self.since(began);
             self.reached(Stage::Complete)?;
@@ -373,7 +409,7 @@ impl Run<'_> {
     }
 
     fn since(&self, began: Duration) -> f64 {
-        self.clock.monotonic().saturating_sub(began).as_secs_f64()
+        self.newer.clock.monotonic().saturating_sub(began).as_secs_f64()
     }
 
     fn write(&mut self, jobs: usize) -> Result<()> {
@@ -383,7 +419,11 @@ impl Run<'_> {
             remove(&folder.image(&disk.name))?;
         }
         let plan = plan_machine(self.reader, &DiskPlaces::Directory(folder))?;
+        self.newer.check(self.reader, Some(&plan))?;
         let counts = restore_machine(self.reader, &plan, jobs, self.progress)?;
+        if !self.newer.files.is_empty() {
+            self.applied = Some(self.newer.apply_to(&plan, self.progress)?);
+        }
         (self.record.bytes, self.record.written_bytes) = (plan.bytes(), counts.written_bytes);
         Ok(())
     }
@@ -423,8 +463,8 @@ impl Run<'_> {
             Wait::Time(time) => time,
             Wait::Agent => self.recovery.limit,
         };
-        let began = self.clock.monotonic();
-        while self.clock.monotonic().saturating_sub(began) < limit {
+        let began = self.newer.clock.monotonic();
+        while self.newer.clock.monotonic().saturating_sub(began) < limit {
             self.progress.check()?;
             if self.recovery.wait == Wait::Agent && guest_answers(self.host, id) {
                 return Ok(());

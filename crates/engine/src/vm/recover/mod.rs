@@ -11,4 +11,4 @@ pub use machine::{
 };
 pub(super) use machine::{is_running, state_of};
 pub use plan::{PlannedMachine, RecoveryPlan};
-pub use run::{Outcome, Ready, Step, look, recover};
+pub use run::{Find, Outcome, Ready, Step, look, recover};

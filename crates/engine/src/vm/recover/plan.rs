@@ -18,9 +18,23 @@ const PLAN_MAX: usize = 4 << 20;
 const VERSION: u32 = 1;
 
 const PLAN_KEYS: [&str; 6] = ["version", "host", "directory", "format", "networks", "machine"];
-const MACHINE_KEYS: [&str; 15] = [
-    "point", "name", "after", "identity", "cpus", "memory", "cpu", "bus", "disks", "sizes", "networks",
-    "start", "wait", "limit", "checks",
+const MACHINE_KEYS: [&str; 16] = [
+    "point",
+    "name",
+    "after",
+    "identity",
+    "cpus",
+    "memory",
+    "cpu",
+    "bus",
+    "disks",
+    "sizes",
+    "networks",
+    "start",
+    "wait",
+    "limit",
+    "checks",
+    "image_only",
 ];
 
 /// How long an agent, or a check, is waited for when the plan does not say.
@@ -42,6 +56,8 @@ pub struct PlannedMachine {
     pub name: String,
     /// Those that must be there first.
     pub after: Vec<String>,
+    /// Newer files of the machine are not put on its disks.
+    pub image_only: bool,
     pub recovery: Recovery,
 }
 
@@ -97,6 +113,8 @@ struct MachineText {
     limit: Option<String>,
     #[serde(default)]
     checks: Vec<String>,
+    #[serde(default)]
+    image_only: bool,
 }
 
 impl RecoveryPlan {
@@ -189,7 +207,8 @@ fn planned(text: &MachineText, plan: &PlanText, base: &Path) -> Result<PlannedMa
     let limit = text.limit.as_deref().map(length).transpose().map_err(during)?.unwrap_or(LIMIT);
     let (asked, checks) = (text.point.clone(), text.checks.clone());
     let recovery = Recovery { asked, shape, folder, start: text.start, wait, limit, checks };
-    Ok(PlannedMachine { point: text.point.clone(), name, after: text.after.clone(), recovery })
+    let (point, after, image_only) = (text.point.clone(), text.after.clone(), text.image_only);
+    Ok(PlannedMachine { point, name, after, image_only, recovery })
 }
 
 /// Each machine after those that it waits for; otherwise as they were written.

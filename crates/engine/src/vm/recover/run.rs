@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mainstay_core::{Blocks, Clock, Code, Error, ExtentKind, Kind, Progress, Result};
-use mainstay_repository::{PointInfo, PointReader, Repository};
+use mainstay_core::{Blocks, Code, Error, ExtentKind, Kind, Progress, Result};
+use mainstay_repository::{PointInfo, PointReader};
 use mainstay_workloads::vm::{Hypervisor, Machine, disk_path};
 
+use super::super::apply::Newer;
 use super::machine::{Record, Recovered, Stage, Wait, check_recovery, recover_machine};
 use super::plan::{PlannedMachine, RecoveryPlan};
 
@@ -27,6 +28,8 @@ pub struct Step {
 
 pub struct Ready {
     pub point: PointInfo,
+    /// The points whose newer files are put on its disks.
+    pub files: Vec<PointInfo>,
     pub machine: Machine,
     /// How far an earlier run came.
     pub stage: Option<Stage>,
@@ -40,26 +43,31 @@ pub struct Ready {
 
 /// What became of a machine of a plan.
 pub enum Outcome {
-    Done(Recovered),
+    Done(Box<Recovered>),
     Failed(Error),
     /// Not tried, since this machine, which comes before it, failed.
     Waits(String),
 }
 
-/// Looks at every machine of a plan; changes nothing. `find` knows how people name points.
+/// Finds the image that a text means, and the points of newer files that belong on it.
+pub type Find<'a> = &'a dyn Fn(&str) -> Result<(PointInfo, Vec<PointInfo>)>;
+
+/// Looks at every machine of a plan; changes nothing. `find` knows how people name points; of `newer` the files are
+/// found for each machine.
 ///
 /// Errors: [`Code::Cancelled`]; whatever is wrong with one machine is in its [`Step::ready`].
 pub fn look(
     plan: &RecoveryPlan,
-    repository: &Repository,
     host: &dyn Hypervisor,
-    find: &dyn Fn(&str) -> Result<PointInfo>,
+    find: Find<'_>,
+    newer: &Newer<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<Step>> {
+    let points = newer.repository.points()?;
     let mut steps = Vec::new();
     for planned in &plan.machines {
         progress.check()?;
-        let ready = ready(planned, repository, host, find);
+        let ready = ready(planned, host, find, newer, &points);
         steps.push(Step { planned: planned.clone(), ready });
     }
     Ok(steps)
@@ -67,21 +75,26 @@ pub fn look(
 
 fn ready(
     planned: &PlannedMachine,
-    repository: &Repository,
     host: &dyn Hypervisor,
-    find: &dyn Fn(&str) -> Result<PointInfo>,
+    find: Find<'_>,
+    newer: &Newer<'_>,
+    points: &[PointInfo],
 ) -> Result<Ready> {
-    let find = || Ok(find(&planned.point)?.id);
     // What was begun goes on with its own point, whatever `latest` means by now.
-    let record = Record::begun(&planned.recovery.folder.directory, &planned.point, find)?;
-    let id = match &record {
-        Some(record) => record.point()?,
-        None => find()?,
+    let named = || Ok(find(&planned.point)?.0.id);
+    let record = Record::begun(&planned.recovery.folder.directory, &planned.point, named)?;
+    let (id, files) = match &record {
+        Some(record) => (record.point()?, record.files(points)?),
+        None => {
+            let (point, files) = find(&planned.point)?;
+            (point.id, if planned.image_only { Vec::new() } else { files })
+        }
     };
-    let reader = repository.read(&id)?;
+    let reader = newer.repository.read(&id)?;
+    let newer = Newer { files: &files, ..*newer };
     let machine = match &record {
         Some(record) => record.machine.clone(),
-        None => check_recovery(&reader, &planned.recovery, host)?,
+        None => check_recovery(&reader, &planned.recovery, host, &newer)?,
     };
     let (mut bytes, mut data_bytes) = (0, 0);
     for disk in &machine.disks {
@@ -104,7 +117,7 @@ fn ready(
             Wait::Time(time) => time.as_secs_f64(),
         };
     }
-    Ok(Ready { point: reader.info().clone(), machine, stage, bytes, data_bytes, seconds, reader })
+    Ok(Ready { point: reader.info().clone(), files, machine, stage, bytes, data_bytes, seconds, reader })
 }
 
 /// Bytes that are no holes.
@@ -126,8 +139,8 @@ fn data(disk: &dyn Blocks) -> Result<u64> {
 pub fn recover(
     steps: Vec<Step>,
     host: &dyn Hypervisor,
+    newer: &Newer<'_>,
     jobs: usize,
-    clock: &dyn Clock,
     progress: &Arc<dyn Progress>,
     told: &mut dyn FnMut(&PlannedMachine, &Outcome),
 ) -> Result<()> {
@@ -140,8 +153,9 @@ pub fn recover(
             (Some(failed), _) => Outcome::Waits(failed.clone()),
             (None, Err(error)) => Outcome::Failed(error),
             (None, Ok(ready)) => {
-                match recover_machine(&ready.reader, &planned.recovery, host, jobs, clock, progress) {
-                    Ok(done) => Outcome::Done(done),
+                let newer = Newer { files: &ready.files, ..*newer };
+                match recover_machine(&ready.reader, &planned.recovery, host, &newer, jobs, progress) {
+                    Ok(done) => Outcome::Done(Box::new(done)),
                     Err(error) if error.code() == Code::Cancelled => return Err(error),
                     Err(error) => Outcome::Failed(error),
                 }

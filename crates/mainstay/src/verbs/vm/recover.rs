@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
+use mainstay_engine::vm::Newer;
 use mainstay_engine::vm::recover::{
-    Outcome, PlannedMachine, RecoveryPlan, Stage, Step, Wait, example, look, recover,
+    Outcome, PlannedMachine, Recovered, RecoveryPlan, Stage, Step, Wait, example, look, recover,
 };
 use mainstay_workloads::vm::Hypervisor;
 
 use super::super::{Done, number};
-use super::{hosts, recreate, restore};
+use super::{hosts, newer, recreate, restore};
 use crate::args::VmRecover;
 use crate::report::lines::{Line, stamp};
 use crate::report::recovery::{RecoveryPlanned, RecoveryState};
@@ -25,12 +26,26 @@ pub(super) fn run(arguments: &VmRecover, session: &mut Session) -> Done {
     let plan = read(&session.doors.directory.join(path), &arguments.only)?;
     let host = hosts::open(&plan.host, &std::env::temp_dir(), session)?;
     let repository = session.open()?;
-    let points = repository.points()?;
+    newer::with(&repository, &[], &arguments.inside, session, |newer, session| {
+        carry_out(arguments.dry_run, &plan, host.as_ref(), newer, session)
+    })
+}
+
+fn carry_out(
+    dry_run: bool,
+    plan: &RecoveryPlan,
+    host: &dyn Hypervisor,
+    newer: &Newer<'_>,
+    session: &mut Session,
+) -> Done {
+    let points = newer.repository.points()?;
     let progress: Arc<dyn Progress> = session.progress();
-    // Newer files of a machine are restored inside it once it runs.
-    let find = |text: &str| Ok(restore::find(text, true, &points, session)?.0);
-    let steps = look(&plan, &repository, host.as_ref(), &find, progress.as_ref())?;
-    if arguments.dry_run {
+    let find = |text: &str| restore::find(text, false, &points, session);
+    let steps = look(plan, host, &find, newer, progress.as_ref())?;
+    for ready in steps.iter().filter_map(|step| step.ready.as_ref().ok()) {
+        session.say_composed(&ready.point, &ready.files, &[]);
+    }
+    if dry_run {
         drop(progress);
         let impossible = steps.iter().filter(|step| step.ready.is_err()).count();
         session
@@ -39,20 +54,24 @@ pub(super) fn run(arguments: &VmRecover, session: &mut Session) -> Done {
         return outcome(impossible, steps.len(), "cannot be recovered");
     }
     let all = steps.len();
-    let (mut rows, mut lost) = (Vec::new(), 0);
+    let (mut rows, mut there) = (Vec::new(), Vec::new());
     let mut told = |machine: &PlannedMachine, outcome: &Outcome| {
-        let row = state(machine, outcome, host.as_ref());
-        lost += usize::from(!matches!(outcome, Outcome::Done(_)));
+        let row = state(machine, outcome, host);
+        if let Outcome::Done(done) = outcome {
+            there.push(Recovered::clone(done));
+        }
         session.report.say(&format!("{}: {}", row.name, row.why.as_deref().unwrap_or(&row.state)));
         rows.push(Line::RecoveryState(row));
     };
     let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let clock = session.doors.clock.as_ref();
-    let done = recover(steps, host.as_ref(), jobs, clock, &progress, &mut told);
+    let done = recover(steps, host, newer, jobs, &progress, &mut told);
     drop(progress);
     session.report.table(&rows);
+    let applied = there.iter().map(|machine| recreate::tell_files(machine, session));
+    let applied: Vec<Done> = applied.collect();
     done?;
-    outcome(lost, all, "were not recovered")
+    outcome(all - there.len(), all, "were not recovered")?;
+    applied.into_iter().try_fold(None, |worst, one| Ok(one?.or(worst)))
 }
 
 fn read(path: &Path, only: &[String]) -> Result<RecoveryPlan> {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use mainstay_core::Progress;
 use mainstay_engine::vm::ImageFolder;
 use mainstay_engine::vm::recover::{Record, Recovered, Recovery, Wait, check_recovery, recover_machine};
-use mainstay_workloads::vm::{Hypervisor, Identity, Shape};
+use mainstay_workloads::vm::{Hypervisor, Identity, Machine, MachineDisk, Shape};
 
 use super::super::Done;
-use super::{hosts, restore};
+use super::restore::{self, Opened};
+use super::{hosts, newer};
 use crate::args::VmRestore;
 use crate::report::lines::{Line, WouldDo};
 use crate::report::machines::MachineRecovered;
@@ -19,8 +20,8 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let scratch = std::env::temp_dir();
     let host = hosts::open(arguments.host.as_deref().unwrap_or_default(), &scratch, session)?;
     let directory = session.doors.directory.join(arguments.to.as_deref().unwrap_or_else(|| "".as_ref()));
-    let (repository, mut reader) =
-        restore::open(&arguments.point, arguments.image_only, session)?.without_files()?;
+    let Opened { repository, mut reader, mut files } =
+        restore::open(&arguments.point, arguments.image_only, session)?;
     let recovery = Recovery {
         asked: arguments.point.clone(),
         shape: Shape {
@@ -34,35 +35,46 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
         limit: Duration::ZERO,
         checks: Vec::new(),
     };
-    // What was begun goes on with its own point, whatever `latest` is by now.
+    // What was begun goes on with its own points, whatever `latest` is by now.
     let named = reader.info().id;
-    if let Some(begun) = Record::begun(&directory, &recovery.asked, || Ok(named))? {
+    let begun = Record::begun(&directory, &recovery.asked, || Ok(named))?;
+    if let Some(begun) = &begun {
         reader = repository.read(&begun.point()?)?;
-    } else {
-        let machine = check_recovery(&reader, &recovery, host.as_ref())?;
+        files = begun.files(&repository.points()?)?;
+    }
+    session.say_composed(reader.info(), &files, &[]);
+    newer::with(&repository, &files, &arguments.inside, session, |newer, session| {
         if arguments.dry_run {
-            let disks: Vec<String> = machine
-                .disks
-                .iter()
-                .map(|disk| recovery.folder.image(&disk.name).display().to_string())
-                .collect();
-            let what = format!("write {} and define {} on {}", disks.join(", "), machine.name, host.name());
+            let what = match begun {
+                Some(_) => format!("go on with the restore that was begun in {}", directory.display()),
+                None => {
+                    let machine = check_recovery(&reader, &recovery, host.as_ref(), newer)?;
+                    would(&machine, &recovery, host.as_ref())
+                }
+            };
             session.report.line(&Line::WouldDo(WouldDo { what }));
             return Ok(None);
         }
-    }
-    if arguments.dry_run {
-        let what = format!("go on with the restore that was begun in {}", directory.display());
-        session.report.line(&Line::WouldDo(WouldDo { what }));
-        return Ok(None);
-    }
-    let progress: Arc<dyn Progress> = session.progress();
-    let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let clock = session.doors.clock.as_ref();
-    let done = recover_machine(&reader, &recovery, host.as_ref(), jobs, clock, &progress);
-    drop(progress);
-    session.report.line(&Line::MachineRecovered(line(&done?, host.as_ref())));
-    Ok(None)
+        let progress: Arc<dyn Progress> = session.progress();
+        let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let done = recover_machine(&reader, &recovery, host.as_ref(), newer, jobs, &progress);
+        drop(progress);
+        let done = done?;
+        session.report.line(&Line::MachineRecovered(line(&done, host.as_ref())));
+        tell_files(&done, session)
+    })
+}
+
+/// Tells what came of newer files, if this run put them on the disks.
+pub(super) fn tell_files(done: &Recovered, session: &Session) -> Done {
+    let Some(applied) = &done.applied else { return Ok(None) };
+    newer::tell(&done.point, &done.files, applied, session)
+}
+
+fn would(machine: &Machine, recovery: &Recovery, host: &dyn Hypervisor) -> String {
+    let image = |disk: &MachineDisk| recovery.folder.image(&disk.name).display().to_string();
+    let disks: Vec<String> = machine.disks.iter().map(image).collect();
+    format!("write {} and define {} on {}", disks.join(", "), machine.name, host.name())
 }
 
 pub(super) fn line(done: &Recovered, host: &dyn Hypervisor) -> MachineRecovered {

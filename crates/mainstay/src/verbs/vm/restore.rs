@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
-use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, plan_machine, restore_machine};
+use mainstay_engine::vm::{DiskPlaces, ImageFolder, KIND, MachinePlan, Newer, plan_machine, restore_machine};
 use mainstay_repository::{PointInfo, PointReader, Repository};
 
 use super::super::Done;
@@ -24,8 +24,20 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     }
     let places = places(arguments, session)?;
     let Opened { repository, reader, files } = open(&arguments.point, arguments.image_only, session)?;
-    let plan = plan_machine(&reader, &places)?;
-    newer::check(&reader, &plan, &files, session)?;
+    newer::with(&repository, &files, &arguments.inside, session, |newer, session| {
+        write(arguments, &reader, &places, newer, session)
+    })
+}
+
+fn write(
+    arguments: &VmRestore,
+    reader: &PointReader,
+    places: &DiskPlaces,
+    newer: &Newer<'_>,
+    session: &mut Session,
+) -> Done {
+    let plan = plan_machine(reader, places)?;
+    newer.check(reader, Some(&plan))?;
     if arguments.dry_run {
         show(session, &plan);
         return Ok(None);
@@ -37,7 +49,7 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
     let began = session.doors.clock.monotonic();
     let progress: Arc<dyn Progress> = session.progress();
     let jobs = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let done = restore_machine(&reader, &plan, jobs, &progress);
+    let done = restore_machine(reader, &plan, jobs, &progress);
     drop(progress);
     let counts = done?;
     session.report.line(&Line::MachineRestored(MachineRestored {
@@ -48,7 +60,8 @@ pub(super) fn run(arguments: &VmRestore, session: &mut Session) -> Done {
         written_bytes: counts.written_bytes,
         seconds: session.seconds_since(began),
     }));
-    newer::apply(&repository, &plan, files, &arguments.inside, session)
+    let applied = newer::apply(newer, &plan, session)?;
+    newer::tell(&plan.point.id, newer.files, &applied, session)
 }
 
 /// The point of a machine, and those of newer files that belong on its disks.
@@ -58,28 +71,16 @@ pub(super) struct Opened {
     pub(super) files: Vec<PointInfo>,
 }
 
-impl Opened {
-    /// For ways of restoring that put no newer files on the disks.
-    ///
-    /// Errors: [`Code::Unsupported`] when there are some.
-    pub(super) fn without_files(self) -> Result<(Repository, PointReader)> {
-        if self.files.is_empty() {
-            return Ok((self.repository, self.reader));
-        }
-        let what = "the machine has newer files, which are put on disks only by a restore --to a directory or --disk";
-        Err(Error::new(Code::Unsupported, what).hint("--image-only restores the image without them"))
-    }
-}
-
 pub(super) fn open(text: &str, image_only: bool, session: &mut Session) -> Result<Opened> {
     let repository = session.open()?;
     let points = repository.points()?;
     let (point, files) = find(text, image_only, &points, session)?;
+    session.say_composed(&point, &files, &[]);
     let reader = repository.read(&point.id)?;
     Ok(Opened { repository, reader, files })
 }
 
-/// Finds the point of a machine.
+/// Finds the point of a machine, and those of newer files.
 pub(super) fn find(
     text: &str,
     image_only: bool,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Clock, Code, Progress, Result, Silent};
 use mainstay_engine::postgres::{
-    ClusterBackup, ClusterPoint, Instance, InstanceRequest, Until, backup_cluster, plan_cluster,
+    ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, Until, backup_cluster, plan_cluster,
 };
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
@@ -48,9 +48,9 @@ impl Scene {
         backup_cluster(&self.repository, &dial, &request, &clock(), &progress()).unwrap()
     }
 
-    fn instance(&self, point: &ClusterPoint, until: Until) -> Result<Instance> {
+    fn instance(&self, point: &ClusterPoint, fill: Fill, until: Until) -> Result<Instance> {
         let plan = plan_cluster(&self.repository, &point.point.workload.id, until)?;
-        Instance::start(&self.repository, &plan, &request(self.scratch.path()), &clock(), &progress())
+        Instance::start(&self.repository, &plan, &request(self.scratch.path(), fill), &clock(), &progress())
     }
 
     fn nothing_is_left(&self) {
@@ -63,8 +63,9 @@ impl Scene {
     }
 }
 
-fn request(scratch: &Path) -> InstanceRequest {
+fn request(scratch: &Path, fill: Fill) -> InstanceRequest {
     InstanceRequest {
+        fill,
         scratch: scratch.to_owned(),
         programs: None,
         path: Vec::new(),
@@ -115,19 +116,30 @@ fn a_throwaway_server_stands_still_where_it_was_told_and_leaves_nothing() {
         (Until::Time(moment), "10", false),
         (Until::End, "0", true),
     ] {
-        let instance = scene.instance(&second, until.clone()).unwrap();
+        let instance = scene.instance(&second, Fill::Lazy, until.clone()).unwrap();
+        assert!(instance.is_lazy());
         assert_eq!(count(&instance, "item"), items, "{until:?}");
         assert_eq!(instance.reached().end_of_log, is_end, "{until:?}");
         let error = instance.connect("postgres").unwrap().query("INSERT INTO item VALUES (0)").unwrap_err();
         assert!(error.chain().join(" ").contains("25006"), "{error:?}");
     }
-    let mut instance = scene.instance(&second, Until::Consistent).unwrap();
-    assert_eq!(count(&instance, "item"), "0");
-    instance.promote().unwrap();
-    instance.connect("postgres").unwrap().query("INSERT INTO item VALUES (1)").unwrap();
-    assert_eq!(count(&instance, "item"), "1");
-    drop(instance);
-    let error = scene.instance(&second, Until::Transaction(4_000_000)).err().unwrap();
+    for fill in [Fill::Lazy, Fill::Full] {
+        let mut instance = scene.instance(&second, fill, Until::Lsn(place)).unwrap();
+        assert_eq!((count(&instance, "item").as_str(), instance.is_lazy()), ("5000", fill == Fill::Lazy));
+        instance.promote().unwrap();
+        let sql = "DELETE FROM item; VACUUM FULL item; INSERT INTO item VALUES (1); CHECKPOINT; DROP TABLE IF EXISTS y";
+        for sql in sql.split("; ") {
+            instance.connect("postgres").unwrap().query(sql).unwrap();
+        }
+        assert_eq!(count(&instance, "item"), "1");
+        instance.check_content().unwrap();
+        let cost = instance.cost();
+        println!("{fill:?}: {:?}, {cost:?}", instance.reached().took);
+        if fill == Fill::Lazy {
+            assert!(cost.fetched < cost.whole && cost.read > 0 && cost.written > 0, "{cost:?}");
+        }
+    }
+    let error = scene.instance(&second, Fill::Lazy, Until::Transaction(4_000_000)).err().unwrap();
     assert_eq!(error.code(), Code::NotFound, "{error:?}");
     scene.nothing_is_left();
 }
@@ -146,10 +158,10 @@ fn a_primary_whose_limits_were_raised_since_the_point_is_followed() {
     let plan = |point: &ClusterPoint| Until::Lsn(Lsn::from_position(&point.point.position).unwrap());
     // Between the two: from the files of the first, through the log of what came after.
     let between = Lsn(Lsn::from_position(&second.point.position).unwrap().0 - 1);
-    let instance = scene.instance(&first, Until::Lsn(between)).unwrap();
+    let instance = scene.instance(&first, Fill::Lazy, Until::Lsn(between)).unwrap();
     assert_eq!(count(&instance, "item"), "7");
     assert!(instance.log().contains("insufficient parameter settings"), "{}", instance.log());
     drop(instance);
-    drop(scene.instance(&second, plan(&second)).unwrap());
+    drop(scene.instance(&second, Fill::Full, plan(&second)).unwrap());
     scene.nothing_is_left();
 }

@@ -2,6 +2,7 @@
 
 mod all;
 mod disks;
+mod draft;
 mod inodes;
 mod lease;
 mod serve;
@@ -20,6 +21,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 pub use all::{All, OpenPoint};
 pub(crate) use disks::DiskFiles;
+pub use draft::{Below, Draft, DraftCost, DraftTrouble};
 pub use lease::Lease;
 pub use single::{OneFile, Point};
 
@@ -76,6 +78,26 @@ impl Mounted {
             config.acl = SessionACL::All;
         }
         Self::serve(serve::Server::new(tree, trouble), directory, config)
+    }
+
+    /// Mounts a tree that can be written to, for its owner, on an empty directory.
+    ///
+    /// Errors: as of [`Mounted::new`].
+    pub fn draft(draft: Draft, directory: &Path, trouble: DraftTrouble) -> Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RW,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoExec,
+            MountOption::NoAtime,
+        ];
+        if rustix::process::geteuid().is_root() {
+            // The owner is another than who mounts; the directory around it keeps out everybody else.
+            config.mount_options.push(MountOption::DefaultPermissions);
+            config.acl = SessionACL::All;
+        }
+        Self::serve(draft::Server::new(draft, trouble), directory, config)
     }
 
     /// Has the kernel ask `server` for what is in an empty directory.

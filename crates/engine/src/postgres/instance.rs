@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Error, Progress, Result};
+use mainstay_core::{Clock, Code, Error, Event, Progress, Result};
 use mainstay_repository::Repository;
 use mainstay_workloads::files::OwnerRule;
 use mainstay_workloads::postgres::{Address, Connection, Programs, Server, server_user};
 use mainstay_workloads::sandbox::Sandbox;
 use mainstay_workloads::vm::GuardProgram;
 
+use super::lazy::Lazy;
 use super::restore::{ClusterPlan, Until, target, write_files, write_log};
 
 const TICK: Duration = Duration::from_millis(50);
@@ -70,9 +71,20 @@ const HARMLESS: [(&str, &str); 24] = [
     ("max_standby_archive_delay", "0"),
 ];
 
+/// Where the files of a throwaway server come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fill {
+    /// From the repository, as far as it reads them; as with `Full` where there is no FUSE.
+    #[default]
+    Lazy,
+    /// All are restored first.
+    Full,
+}
+
 /// How a throwaway server is started.
 #[derive(Clone, Debug)]
 pub struct InstanceRequest {
+    pub fill: Fill,
     /// Where its private directory goes. The files of a full restore take as much room as the cluster.
     pub scratch: PathBuf,
     /// The directory of PostgreSQL's programs; `None` looks for those of the right version.
@@ -102,10 +114,26 @@ pub struct Reached {
     pub took: Duration,
 }
 
+/// What an instance has cost so far, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InstanceCost {
+    /// Fetched from the repository, as they are stored.
+    pub fetched: u64,
+    /// Read of the files and the log.
+    pub read: u64,
+    /// Written, and not overwritten or deleted since.
+    pub written: u64,
+    /// Of the whole point.
+    pub whole: u64,
+}
+
 /// A server that shows a cluster at a moment. Dropped, it ends and nothing of it is left.
 pub struct Instance {
-    // Before the sandbox, which its files are in.
+    // Before what its files are in.
     server: Server,
+    // Before the sandbox, which it is mounted in.
+    lazy: Option<Lazy>,
+    whole: u64,
     role: String,
     reached: Reached,
     programs: Programs,
@@ -132,13 +160,14 @@ impl Instance {
         let programs = Programs::find(major, request.programs.as_deref(), &request.path, user)?;
         let sandbox = Sandbox::create(&request.scratch, user, request.guard.as_ref())?;
         let data = sandbox.cluster().join("data");
-        fill(repository, plan, &sandbox, &data, user, progress)?;
+        let lazy = fill(repository, plan, request.fill, &sandbox, &data, user, progress)?;
         prepare(&sandbox, &data, user)?;
         let mut starting =
             Starting { plan, request, programs: &programs, sandbox: &sandbox, clock, progress };
-        let (server, mut reached) = starting.bring_up(&data)?;
+        let (server, mut reached) = starting.bring_up(&data, lazy.as_ref())?;
         reached.took = clock.monotonic().saturating_sub(began);
-        Ok(Self { server, role: request.role.clone(), reached, programs, data, sandbox })
+        let whole = plan.point.counts.bytes;
+        Ok(Self { server, lazy, whole, role: request.role.clone(), reached, programs, data, sandbox })
     }
 
     /// A connection to one of its databases.
@@ -154,6 +183,30 @@ impl Instance {
     /// Where it stands.
     pub fn reached(&self) -> &Reached {
         &self.reached
+    }
+
+    /// Whether its files are read from the repository as it needs them.
+    pub fn is_lazy(&self) -> bool {
+        self.lazy.is_some()
+    }
+
+    pub fn cost(&self) -> InstanceCost {
+        let whole = self.whole;
+        match &self.lazy {
+            Some(lazy) => InstanceCost {
+                fetched: lazy.fetched(),
+                read: lazy.cost().read(),
+                written: lazy.cost().written(),
+                whole,
+            },
+            None => InstanceCost { fetched: 0, read: whole, written: whole, whole },
+        }
+    }
+
+    /// Errors: [`Code::Integrity`] when something could not be read out of the repository: whatever the server answered since
+    /// is not to be trusted.
+    pub fn check_content(&self) -> Result<()> {
+        sound(self.lazy.as_ref())
     }
 
     /// The programs of its version.
@@ -196,26 +249,46 @@ impl Instance {
     }
 }
 
-/// Puts the files there.
+fn sound(lazy: Option<&Lazy>) -> Result<()> {
+    match lazy.map(Lazy::troubles).unwrap_or_default().as_slice() {
+        [] => Ok(()),
+        [first, ..] => Err(Error::integrity("the copy could not be read out of the repository")
+            .because(first.clone())
+            .hint("see what is damaged: mainstay verify --read-data")),
+    }
+}
+
+/// Puts the files there, or has them read as they are needed.
 fn fill(
     repository: &Repository,
     plan: &ClusterPlan,
+    how: Fill,
     sandbox: &Sandbox,
     data: &Path,
     user: Option<(u32, u32)>,
     progress: &Arc<dyn Progress>,
-) -> Result<()> {
+) -> Result<Option<Lazy>> {
     let cluster = sandbox.cluster();
     std::fs::create_dir(&cluster)
         .map_err(|error| Error::io(format!("cannot make {}", cluster.display()), error))?;
+    if how == Fill::Lazy {
+        match Lazy::mount(repository, plan, sandbox, data, user) {
+            Err(error) if error.code() == Code::Unsupported => {
+                let why = format!("all files are restored first, since {}", error.chain().join(": "));
+                progress.event(&Event::Note(&why));
+            }
+            mounted => return mounted.map(Some),
+        }
+    }
     let restored = write_files(repository, plan, data, OwnerRule::Leave, progress)?;
     if let Some(skip) = restored.skips.first() {
         return Err(Error::integrity(format!("/{} cannot be restored: {}", skip.path, skip.detail)));
     }
+    write_log(plan, data, progress.as_ref())?;
     if let Some(user) = user {
         give_all(sandbox, &cluster, user)?;
     }
-    write_log(plan, data, progress.as_ref())
+    Ok(None)
 }
 
 fn give_all(sandbox: &Sandbox, directory: &Path, user: (u32, u32)) -> Result<()> {
@@ -271,11 +344,14 @@ enum Look {
 }
 
 impl Starting<'_> {
-    fn bring_up(&mut self, data: &Path) -> Result<(Server, Reached)> {
+    fn bring_up(&mut self, data: &Path, lazy: Option<&Lazy>) -> Result<(Server, Reached)> {
         for _ in 0..STARTS_MAX {
             let settings = settings(self.plan, self.request, &self.programs.control(data)?)?;
             let mut server = Server::start(self.programs, self.sandbox, data, &settings, self.clock)?;
-            if let Some(reached) = self.wait(&mut server)? {
+            let waited = self.wait(&mut server, lazy);
+            // The better explanation of what went wrong, and the end of trust in what seems to have gone well.
+            sound(lazy)?;
+            if let Some(reached) = waited? {
                 return Ok((server, reached));
             }
         }
@@ -283,10 +359,11 @@ impl Starting<'_> {
     }
 
     /// Waits until the server has come to its place. `None` when it has to be started anew.
-    fn wait(&self, server: &mut Server) -> Result<Option<Reached>> {
+    fn wait(&self, server: &mut Server, lazy: Option<&Lazy>) -> Result<Option<Reached>> {
         let (mut at, mut since) = (String::new(), self.clock.monotonic());
         loop {
             self.progress.check()?;
+            sound(lazy)?;
             server.check().map_err(|error| error.during("the copy cannot be brought to that moment"))?;
             match self.look(server)? {
                 Look::There(reached) => return Ok(Some(reached)),

@@ -3,11 +3,13 @@
 mod backup;
 mod follow;
 mod instance;
+mod lazy;
+mod log;
 mod restore;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use follow::{FollowCluster, follow_cluster};
-pub use instance::{Instance, InstanceRequest, Reached};
+pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
 pub use restore::{ClusterPlan, Until, intervals, plan_cluster, restore_cluster};
 
 pub use mainstay_workloads::postgres::KIND;

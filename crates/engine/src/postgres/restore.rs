@@ -42,7 +42,7 @@ pub struct ClusterPlan {
     pub until: Until,
     /// The stretch of the journal that is recovered from.
     pub stretch: Stretch,
-    journal: Journal,
+    pub(super) journal: Arc<Journal>,
 }
 
 /// The spans within which any moment can be recovered: from the end of each point to the end of the log behind it. Points
@@ -104,7 +104,7 @@ pub fn plan_cluster(repository: &Repository, workload: &WorkloadId, until: Until
     if let Some((point, cluster, number, stretch)) = found {
         let point = point.clone();
         let journal = journals.into_iter().nth(number).ok_or_else(|| Error::bug("a journal has gone"))?;
-        return Ok(ClusterPlan { point, cluster, until, stretch, journal });
+        return Ok(ClusterPlan { point, cluster, until, stretch, journal: Arc::new(journal) });
     }
     Err(nothing_leads_there(&spans))
 }
@@ -193,7 +193,7 @@ pub(super) fn write_files(
     Ok(restored)
 }
 
-fn tablespace(to: &Path, oid: u32) -> PathBuf {
+pub(super) fn tablespace(to: &Path, oid: u32) -> PathBuf {
     let mut name = to.as_os_str().to_owned();
     name.push(format!("-tablespace-{oid}"));
     name.into()

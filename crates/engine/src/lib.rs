@@ -8,6 +8,7 @@ pub mod follow;
 mod mirror;
 pub mod mount;
 pub mod postgres;
+pub mod record;
 pub mod restore;
 pub mod retention;
 pub mod status;

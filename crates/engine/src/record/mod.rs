@@ -1,0 +1,22 @@
+//! One logical record, with everything that belongs to it, back into a live database.
+//!
+//! [`plan()`] compares the database as it was with the database as it is and works out what coming back takes; [`apply()`]
+//! carries that out in one transaction. Neither knows an engine: that is behind [`Database`].
+
+mod apply;
+mod both;
+mod database;
+mod definition;
+mod gather;
+mod model;
+mod needs;
+mod order;
+mod plan;
+pub mod postgres;
+
+pub use apply::{Applied, apply};
+pub use both::Both;
+pub use database::{Advanced, Clash, Condition, Database, Insert, Update};
+pub use definition::{Definition, Then, Triggers, suggest};
+pub use model::{Catalog, Row, Table, TableName};
+pub use plan::{Ask, Fate, Member, Origin, Plan, Relink, plan};

@@ -280,7 +280,8 @@ impl<'a> Gather<'a> {
                 continue;
             }
             let kept = reference.child_columns.iter().zip(&all).filter(|(_, live)| !set.contains(live));
-            let rest = kept.map(|(old, new)| was(old) == is(new)).all(|same| same);
+            let mut kept = kept.map(|(old, new)| (was(old), is(new)));
+            let rest = kept.all(|(old, new)| old == new);
             if !rest || set.iter().map(is).collect::<Row>() != emptied {
                 self.notes.push(format!("{shown} refers elsewhere by {} since: left so", reference.name));
                 continue;

@@ -1,6 +1,6 @@
 //! Single records of a real server: deleted, and brought back.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
 mod random;
 mod shop;

@@ -143,6 +143,15 @@ fn ddl(schema: &Schema) -> Vec<String> {
             ));
         }
     }
+    out.extend(foreign_keys(schema));
+    if schema.link {
+        out.push("CREATE TABLE ticket (n int PRIMARY KEY, ref text NOT NULL, body jsonb)".into());
+    }
+    out
+}
+
+fn foreign_keys(schema: &Schema) -> Vec<String> {
+    let mut out = Vec::new();
     for (index, t) in schema.tables.iter().enumerate() {
         for (number, fk) in t.fks.iter().enumerate() {
             let mine: Vec<String> =
@@ -159,9 +168,6 @@ fn ddl(schema: &Schema) -> Vec<String> {
                 fk.deferrable
             ));
         }
-    }
-    if schema.link {
-        out.push("CREATE TABLE ticket (n int PRIMARY KEY, ref text NOT NULL, body jsonb)".into());
     }
     out
 }

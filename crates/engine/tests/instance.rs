@@ -73,6 +73,7 @@ fn request(scratch: &Path, fill: Fill) -> InstanceRequest {
         role: "postgres".into(),
         preload: Vec::new(),
         guard: None,
+        evidence: None,
     }
 }
 

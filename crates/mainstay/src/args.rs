@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod copies;
 mod db;
 mod inside;
 mod vm;
 
+pub(crate) use copies::{Drill, Moment, Open, Private};
 pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
 pub(crate) use inside::Inside;
 pub(crate) use vm::{
@@ -109,6 +111,10 @@ pub(crate) enum Verb {
     /// Database clusters
     #[command(subcommand)]
     Db(Db),
+    /// Start a throwaway server that shows a database as it was at a moment
+    Open(Open),
+    /// Prove that a database can be recovered: bring it back in private, check it, note it in its point
+    Drill(Drill),
     /// Manage keys, the recovery kit and writers
     #[command(subcommand)]
     Key(Key),

@@ -47,6 +47,8 @@ pub struct Environment {
     pub xdg_data: Option<PathBuf>,
     pub xdg_config: Option<PathBuf>,
     pub xdg_state: Option<PathBuf>,
+    /// Where programs are looked for.
+    pub path: Vec<PathBuf>,
 }
 
 /// Where a passphrase comes from; never the passphrase itself.

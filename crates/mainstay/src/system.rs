@@ -61,6 +61,7 @@ fn environment() -> Environment {
         xdg_data: directory(variable("XDG_DATA_HOME")),
         xdg_config: directory(variable("XDG_CONFIG_HOME")),
         xdg_state: directory(variable("XDG_STATE_HOME")),
+        path: variable("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default(),
     }
 }
 

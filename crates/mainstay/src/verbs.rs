@@ -46,6 +46,8 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> Done {
         Verb::Status(arguments) => status::run(&arguments, session),
         Verb::Vm(verb) => vm::run(verb, session),
         Verb::Db(verb) => db::run(verb, session),
+        Verb::Open(arguments) => db::open::run(&arguments, session),
+        Verb::Drill(arguments) => db::drill::run(&arguments, session),
         Verb::Key(verb) => key::run(verb, session),
         Verb::Completions { shell } => pages::completions(shell, session),
         Verb::Man { directory } => pages::man(&directory, session),

@@ -28,6 +28,9 @@ const READ_MAX: usize = 4096;
 /// How often a run is asked whether it was cancelled while its program is waited for.
 const ASK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
+/// How often a program at our terminal is looked at.
+const FOREGROUND_EVERY: Duration = Duration::from_millis(50);
+
 /// Set for this process alone; a program started from here has no business with them.
 const PRIVATE: [&str; 2] = ["MAINSTAY_PASSPHRASE_FILE", "MAINSTAY_PASSPHRASE_COMMAND"];
 
@@ -166,6 +169,26 @@ impl Program {
         let control =
             child.stdin.take().ok_or_else(|| Error::bug("a pipe that was asked for is not there"))?;
         Ok((child, control))
+    }
+
+    /// Runs it at our own terminal, with our streams, until it ends or `enough` says that it has to. Its status, `None` when
+    /// a signal ended it. The time limit does not count.
+    pub fn foreground(&self, enough: &dyn Fn() -> bool) -> Result<Option<i32>> {
+        let mut command = self.command();
+        // In our group, so that it gets the terminal's signals.
+        command.process_group(rustix::process::getpgrp().as_raw_pid());
+        let mut child = command.spawn().map_err(|error| self.not_started(error))?;
+        loop {
+            let ended = child.try_wait().map_err(|error| Error::io("cannot wait for a program", error))?;
+            if let Some(status) = ended {
+                return Ok(status.code());
+            }
+            if enough() {
+                // It may have ended meanwhile.
+                let _sent = rustix::process::kill_process(Pid::from_child(&child), Signal::TERM);
+            }
+            std::thread::sleep(FOREGROUND_EVERY);
+        }
     }
 
     /// Starts it to stand beside this process, in no directory of ours, with everything that it says in `log`. Whoever

@@ -99,6 +99,8 @@ pub struct InstanceRequest {
     pub preload: Vec<String>,
     /// Clears up should this process be killed.
     pub guard: Option<GuardProgram>,
+    /// Where the server's log is kept when it does not come up.
+    pub evidence: Option<PathBuf>,
 }
 
 /// Where an instance stands.
@@ -164,7 +166,11 @@ impl Instance {
         prepare(&sandbox, &data, user)?;
         let mut starting =
             Starting { plan, request, programs: &programs, sandbox: &sandbox, clock, progress };
-        let (server, mut reached) = starting.bring_up(&data, lazy.as_ref())?;
+        let started = starting.bring_up(&data, lazy.as_ref());
+        let (server, mut reached) = started.map_err(|error| match &request.evidence {
+            Some(evidence) if error.code() != Code::Cancelled => kept(error, sandbox.path(), evidence),
+            _ => error,
+        })?;
         reached.took = clock.monotonic().saturating_sub(began);
         let whole = plan.point.counts.bytes;
         Ok(Self { server, lazy, whole, role: request.role.clone(), reached, programs, data, sandbox })
@@ -238,15 +244,37 @@ impl Instance {
         }
     }
 
-    /// Ends the server and leaves its files, for programs that read these while it does not run.
-    pub fn halt(&mut self) {
-        self.server.stop();
+    /// Ends the server in order and leaves its files, for programs that read these while it does not run.
+    pub fn shut_down(&mut self) -> Result<()> {
+        self.server.shut_down()
+    }
+
+    /// Puts a copy of what the server has said into a directory; where it is.
+    pub fn keep_log(&self, directory: &Path) -> Result<PathBuf> {
+        keep_log(self.sandbox.path(), directory)
     }
 
     /// Its private directory.
     pub fn directory(&self) -> &Path {
         self.sandbox.path()
     }
+}
+
+fn kept(error: Error, sandbox: &Path, evidence: &Path) -> Error {
+    match keep_log(sandbox, evidence) {
+        Ok(at) => error.hint(format!("the server's log is {}", at.display())),
+        // The first error is the one to tell of.
+        Err(_) => error,
+    }
+}
+
+fn keep_log(sandbox: &Path, directory: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let fail = |error| Error::io(format!("cannot write in {}", directory.display()), error);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(fail)?;
+    let at = directory.join(Server::LOG);
+    std::fs::copy(sandbox.join(Server::LOG), &at).map_err(fail)?;
+    Ok(at)
 }
 
 fn sound(lazy: Option<&Lazy>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Database clusters: points, the journal of their log, and recovery to any moment that both reach.
 
 mod backup;
+mod drill;
 mod follow;
 mod instance;
 mod lazy;
@@ -8,6 +9,7 @@ mod log;
 mod restore;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
+pub use drill::{DrillRequest, Drilled, drill};
 pub use follow::{FollowCluster, follow_cluster};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
 pub use restore::{ClusterPlan, Until, intervals, plan_cluster, restore_cluster};

@@ -17,6 +17,11 @@ pub(crate) enum Db {
     Status(DbStatus),
     /// Bring a cluster back, as it was at any moment
     Restore(DbRestore),
+    /// Prove that a database can be recovered; the same as `mainstay drill`
+    Drill(super::Drill),
+    /// Stand by a private copy and clear it away if its run dies (started by Mainstay itself)
+    #[command(hide = true)]
+    Guard,
 }
 
 #[derive(Args, Debug)]

@@ -68,6 +68,62 @@ pub struct ClusterRestored {
     pub seconds: f64,
 }
 
+/// A throwaway server shows a cluster at a moment.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ClusterOpened {
+    pub point: String,
+    pub workload: String,
+    pub version: String,
+    /// How programs of this machine get at it.
+    pub address: String,
+    /// Up to here the log was replayed.
+    pub lsn: String,
+    /// When the last transaction that it shows was committed, as the server writes it.
+    pub last_commit: Option<String>,
+    /// The log ended there.
+    pub end_of_log: bool,
+    /// Its files are read from the repository as it needs them.
+    pub lazy: bool,
+    /// Until it answered.
+    pub seconds: f64,
+    /// Fetched from the repository so far, as stored; read of files and log; and the bytes of the whole point.
+    pub bytes_fetched: u64,
+    pub bytes_read: u64,
+    pub bytes_whole: u64,
+}
+
+/// A throwaway server has ended.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ClusterClosed {
+    pub workload: String,
+    pub seconds: f64,
+    pub bytes_fetched: u64,
+    pub bytes_read: u64,
+    pub bytes_whole: u64,
+}
+
+/// A cluster was recovered into a private directory and checked.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Drilled {
+    pub point: String,
+    pub workload: String,
+    pub version: String,
+    pub lsn: String,
+    pub last_commit: Option<String>,
+    pub end_of_log: bool,
+    pub lazy: bool,
+    /// Until it answered at that moment: the measured recovery time.
+    pub recovery_seconds: f64,
+    /// Until the last check had passed.
+    pub seconds: f64,
+    /// What was checked, and what was not.
+    pub checked: Vec<String>,
+    pub left_out: Vec<String>,
+    pub bytes_fetched: u64,
+    pub bytes_read: u64,
+    pub bytes_whole: u64,
+}
+
 /// As people read them; `None` for lines of other things.
 pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
     Some(match line {
@@ -76,6 +132,12 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Following(line) => following(line),
         Line::Recoverable(span) => recoverable(span, zone),
         Line::Hole(missing) => hole(missing, zone),
+        Line::ClusterOpened(line) => opened(line),
+        Line::ClusterClosed(line) => {
+            let cost = cost(line.bytes_fetched, line.bytes_read, line.bytes_whole);
+            format!("closed after {:.1} s · {cost}\n", line.seconds)
+        }
+        Line::Drilled(line) => drilled(line),
         _ => return None,
     })
 }
@@ -130,5 +192,40 @@ fn restored(line: &ClusterRestored) -> String {
         bytes(line.bytes),
         clean(&line.directory),
         clean(line.version.split(' ').next().unwrap_or_default())
+    )
+}
+
+fn cost(fetched: u64, read: u64, whole: u64) -> String {
+    format!("{} read of {}, {} fetched", bytes(read), bytes(whole), bytes(fetched))
+}
+
+fn at(lsn: &str, last_commit: Option<&String>, end_of_log: bool) -> String {
+    let commit = last_commit.map_or_else(String::new, |time| format!(", last commit {}", clean(time)));
+    let end = if end_of_log { ", the end of the log" } else { "" };
+    format!("{lsn}{commit}{end}")
+}
+
+fn opened(line: &ClusterOpened) -> String {
+    format!(
+        "{}\n{} at {} · {:.1} s · {}\n",
+        line.address,
+        clean(&line.workload),
+        at(&line.lsn, line.last_commit.as_ref(), line.end_of_log),
+        line.seconds,
+        cost(line.bytes_fetched, line.bytes_read, line.bytes_whole)
+    )
+}
+
+fn drilled(line: &Drilled) -> String {
+    let left_out: String =
+        line.left_out.iter().map(|what| format!("not checked: {}\n", clean(what))).collect();
+    format!(
+        "{} is proven: at {} within {:.1} s · {} · {:.1} s in all · {}\n{left_out}",
+        clean(&line.workload),
+        at(&line.lsn, line.last_commit.as_ref(), line.end_of_log),
+        line.recovery_seconds,
+        line.checked.iter().map(|what| clean(what)).collect::<Vec<_>>().join(", "),
+        line.seconds,
+        cost(line.bytes_fetched, line.bytes_read, line.bytes_whole)
     )
 }

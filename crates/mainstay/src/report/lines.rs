@@ -102,6 +102,12 @@ pub enum Line {
     Recoverable(databases::Recoverable),
     /// A part of a log that is missing.
     Hole(databases::Hole),
+    /// A throwaway server shows a cluster at a moment.
+    ClusterOpened(databases::ClusterOpened),
+    /// A throwaway server has ended.
+    ClusterClosed(databases::ClusterClosed),
+    /// A cluster was recovered and checked.
+    Drilled(databases::Drilled),
     /// A point was proven.
     Proven(machines::Proven),
     /// A point was to be proven, and was not.

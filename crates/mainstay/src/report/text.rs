@@ -68,7 +68,10 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         | Line::ClusterRestored(_)
         | Line::Following(_)
         | Line::Recoverable(_)
-        | Line::Hole(_) => return databases::line(line, zone),
+        | Line::Hole(_)
+        | Line::ClusterOpened(_)
+        | Line::ClusterClosed(_)
+        | Line::Drilled(_) => return databases::line(line, zone),
         Line::Proven(proof) => proven(proof),
         Line::Unproven(proof) => unproven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,

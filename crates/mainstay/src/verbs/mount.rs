@@ -1,7 +1,6 @@
 //! `mainstay mount`.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +28,8 @@ pub(super) fn run(arguments: &Mount, session: &mut Session) -> Done {
         Some(text) => {
             let (repository, view) = session.open_view(text, arguments.image_only, &arguments.inside)?;
             let point = view.info().clone();
-            let lease = lease(session, Arc::new(repository), &point, &directory);
+            let reason = format!("mounted at {}", directory.display());
+            let lease = lease(session, &Arc::new(repository), &point, &reason);
             (Arc::new(Point(view)) as Arc<dyn Tree>, lease, Some(point.id.to_string()))
         }
         None => (everything(arguments, session)?, None, None),
@@ -47,10 +47,7 @@ pub(super) fn run(arguments: &Mount, session: &mut Session) -> Done {
 fn stand_by(mounted: &Mounted, mut lease: Option<Lease>, session: &Session) -> Result<()> {
     let clock = &session.doors.clock;
     while !mounted.is_over() && !session.doors.cancel.asked() {
-        if let Some(error) = lease.as_mut().and_then(|lease| lease.renew().err()) {
-            session.report.note(&not_held(&error));
-            lease = None;
-        }
+        renew(&mut lease, session);
         clock.sleep(TICK);
     }
     if !mounted.is_over() {
@@ -95,16 +92,15 @@ fn open(
     Ok(Arc::new(view))
 }
 
-/// Keeps the point from expiring while it is mounted, if this key may do so.
-fn lease(
+/// Keeps the point from expiring while it is used, if this key may do so.
+pub(super) fn lease(
     session: &Session,
-    repository: Arc<Repository>,
+    repository: &Arc<Repository>,
     point: &PointInfo,
-    directory: &Path,
+    reason: &str,
 ) -> Option<Lease> {
-    let process = std::process::id();
-    let reason = format!("mounted at {} on {} (process {process})", directory.display(), session.doors.host);
-    match Lease::take(&repository, &session.doors.clock, point.id, reason) {
+    let reason = format!("{reason} on {} (process {})", session.doors.host, std::process::id());
+    match Lease::take(repository, &session.doors.clock, point.id, reason) {
         Ok(lease) => Some(lease),
         Err(error) => {
             session.report.note(&not_held(&error));
@@ -113,8 +109,16 @@ fn lease(
     }
 }
 
+/// Holds the point for longer, if there is a need.
+pub(super) fn renew(lease: &mut Option<Lease>, session: &Session) {
+    if let Some(error) = lease.as_mut().and_then(|lease| lease.renew().err()) {
+        session.report.note(&not_held(&error));
+        *lease = None;
+    }
+}
+
 fn not_held(error: &Error) -> String {
-    format!("the point may expire while it is mounted: {}", error.chain().join(": "))
+    format!("the point may expire while it is in use: {}", error.chain().join(": "))
 }
 
 /// Tells of what cannot be read, once each.

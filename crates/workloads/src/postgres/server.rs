@@ -16,13 +16,14 @@ use super::wire::Connection;
 use crate::sandbox::Sandbox;
 
 /// Files of the sandbox.
-const LOG: &str = "server.log";
 const SETTINGS: &str = "server.conf";
 const ACCESS: &str = "access.conf";
 const NAMES: &str = "names.conf";
 const PORT: u16 = 5432;
 /// How long a server may take to end at once.
 const END_LIMIT: Duration = Duration::from_secs(20);
+/// How long one may take to end in order.
+const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(600);
 const TICK: Duration = Duration::from_millis(10);
 /// So many lines of the log go into an error.
 const LOG_LINES: usize = 3;
@@ -40,6 +41,9 @@ pub struct Server {
 }
 
 impl Server {
+    /// The file in the sandbox that it writes what it says to.
+    pub const LOG: &str = "server.log";
+
     /// Starts one on `data`, with `settings` and no others: what the cluster's own files say does not count, except what
     /// `ALTER SYSTEM` has left in the data directory.
     ///
@@ -75,7 +79,7 @@ impl Server {
             write(&path, text)?;
             sandbox.give(&path, programs.user())?;
         }
-        let log = sandbox.path().join(LOG);
+        let log = sandbox.path().join(Self::LOG);
         let file = File::options().append(true).create(true).mode(0o600).open(&log);
         let file = file.map_err(|error| Error::io(format!("cannot write {}", log.display()), error))?;
         let settings = format!("config_file={}", place.join(SETTINGS).display());
@@ -146,6 +150,20 @@ impl Server {
         last.reverse();
         let said = last.join(" / ").escape_debug().to_string();
         Err(Error::new(Code::Refused, format!("the server gave up ({status})")).because(said))
+    }
+
+    /// Has it end in order, with everything written to its files, waiting for nobody.
+    pub fn shut_down(&mut self) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io("cannot end a server", error);
+        kill_process(Pid::from_child(&self.child), Signal::INT).map_err(|errno| failed(errno.into()))?;
+        let began = self.clock.monotonic();
+        while self.child.try_wait().map_err(failed)?.is_none() {
+            if self.clock.monotonic().saturating_sub(began) > SHUT_DOWN_LIMIT {
+                return Err(Error::new(Code::Io, "the server does not end"));
+            }
+            self.clock.sleep(TICK);
+        }
+        Ok(())
     }
 
     /// Has it end at once; nothing of its files counts any more.

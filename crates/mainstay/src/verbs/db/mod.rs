@@ -1,8 +1,11 @@
 //! `mainstay db`.
 
 mod backup;
+pub(super) mod drill;
 mod engine;
 mod follow;
+mod moment;
+pub(super) mod open;
 mod restore;
 mod server;
 mod status;
@@ -27,5 +30,7 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
                 Engine::Postgres => restore::run(&arguments, &repository, session),
             }
         }
+        Db::Drill(arguments) => drill::run(&arguments, session),
+        Db::Guard => mainstay_workloads::sandbox::attend(std::io::stdin()).map(|()| None),
     }
 }

@@ -48,9 +48,10 @@ pub(crate) struct Private {
   mainstay open shop --command 'psql -c \"SELECT count(*) FROM customers\"'
   mainstay open shop@1A/2B3C4D5E --database shop --full
 
-The server stands still at that moment, reads only, is heard by nobody but on a socket in its private directory, and
-leaves nothing. Its files are read from the repository as it needs them. It takes PostgreSQL's programs of the same major
-version, and runs until Ctrl-C, or until the line of --command has ended; that line finds it by PGHOST and the like.")]
+The server stands still at that moment, reads only, is heard by nobody but on a socket in its
+private directory, and leaves nothing. Its files are read from the repository as it needs them.
+It takes PostgreSQL's programs of the same major version, and runs until Ctrl-C, or until the
+line of --command has ended; that line finds it by PGHOST and the like.")]
 pub(crate) struct Open {
     #[command(flatten)]
     pub moment: Moment,
@@ -70,10 +71,11 @@ pub(crate) struct Open {
   mainstay drill shop --check 'SELECT count(*) > 1000 FROM customers' --database shop
   mainstay drill shop@'2026-11-22 10:41:07+01' --checks assertions.sql --full
 
-It is recovered into a private directory, to the newest moment unless one is given. Then pg_amcheck reads every table and
-index of every database, pg_checksums every page where the cluster has checksums, and each query of yours must answer
-true. What that took is noted in the point, and `mainstay status` shows when it was last proven. When anything fails the exit
-status is 1, and the server's log is kept.")]
+It is recovered into a private directory, to the newest moment unless one is given. Then
+pg_amcheck reads every table and index of every database, pg_checksums every page where the
+cluster has checksums, and each query of yours must answer true. What that took is noted in the
+point, and `mainstay status` shows when it was last proven. When anything fails the exit status
+is 1, and the server's log is kept.")]
 pub(crate) struct Drill {
     #[command(flatten)]
     pub moment: Moment,

@@ -8,12 +8,54 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use mainstay_core::Clock as _;
-use mainstay_testkit::lab::{Cable, FarQemu, Side, compare, patiently};
+use mainstay_testkit::lab::{
+    Cable, DomainPlan, FarQemu, FileSystem, Fsck, Libvirt, Side, certificates, check_rounds, compare,
+    patiently,
+};
 use mainstay_testkit::{RealClock, Rng};
 
 const MIB: usize = 1 << 20;
 /// Longer than a run takes to see that its link is dead.
 const LONG: Duration = Duration::from_secs(180);
+
+/// The program at one end of a cable, with a home of its own below a directory.
+struct End<'a> {
+    cable: &'a Cable,
+    side: Side,
+    home: PathBuf,
+}
+
+impl End<'_> {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_mainstay"));
+        let mut command = self.cable.command(self.side, program, arguments);
+        std::fs::create_dir_all(&self.home).unwrap();
+        // Root, who does this, would otherwise use the system's places.
+        for name in ["HOME", "TMPDIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"]
+        {
+            command.env(name, &self.home);
+        }
+        command.current_dir(&self.home);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", told(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}: {}", told(&output));
+        told(&output)
+    }
+
+    fn start(&self, arguments: &[&str]) -> Running {
+        let mut command = self.command(arguments);
+        Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+}
 
 struct Lab {
     // In this order: the emulator goes before its network.
@@ -69,36 +111,20 @@ impl Lab {
         format!("qmp:{},name=web", self.qemu.local_monitor().display())
     }
 
-    /// The program at one end, with a home of its own.
-    fn command(&self, side: Side, home: &str, arguments: &[&str]) -> Command {
-        let program = Path::new(env!("CARGO_BIN_EXE_mainstay"));
-        let mut command = self.cable.command(side, program, arguments);
-        let home = self.directory.path().join(home);
-        std::fs::create_dir_all(&home).unwrap();
-        // Root, who does this, would otherwise use the system's places.
-        for name in ["HOME", "TMPDIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"]
-        {
-            command.env(name, &home);
-        }
-        command.current_dir(home);
-        command
+    fn end(&self, side: Side, home: &str) -> End<'_> {
+        End { cable: &self.cable, side, home: self.directory.path().join(home) }
     }
 
     fn run(&self, side: Side, home: &str, arguments: &[&str]) -> String {
-        let output = self.command(side, home, arguments).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", told(&output));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        self.end(side, home).run(arguments)
     }
 
     fn fails(&self, side: Side, home: &str, arguments: &[&str]) -> String {
-        let output = self.command(side, home, arguments).output().unwrap();
-        assert!(!output.status.success(), "{arguments:?}: {}", told(&output));
-        told(&output)
+        self.end(side, home).fails(arguments)
     }
 
     fn start(&self, side: Side, home: &str, arguments: &[&str]) -> Running {
-        let mut command = self.command(side, home, arguments);
-        Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+        self.end(side, home).start(arguments)
     }
 
     /// Every disk of the newest point is what the machine's images hold. The machine must not run.
@@ -209,7 +235,7 @@ fn a_point_taken_over_the_network_is_what_the_machine_held_and_costs_the_host_li
 fn strangers_are_not_let_in_and_no_stranger_is_believed() {
     let lab = Lab::new(&[8]);
     let strangers = lab.directory.path().join("strangers");
-    mainstay_testkit::lab::certificates(&strangers, &[Cable::address(Side::Host)]).unwrap();
+    certificates(&strangers, &[Cable::address(Side::Host)]).unwrap();
     let ours = lab.qemu.certificates();
     let host =
         lab.far().replace(&format!(",tls={}", ours.display()), &format!(",tls={}", strangers.display()));
@@ -326,4 +352,77 @@ fn a_machine_that_its_host_copies_here_is_backed_up_later_and_is_what_it_was() {
     lab.qemu.end();
     compared(&lab);
     lab.check(Side::Proxy, "proxy");
+}
+
+/// Whether somebody listens at NBD's port where this process is.
+fn offers_disks(process: u32) -> bool {
+    let sockets = std::fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap_or_default();
+    sockets.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next().is_some_and(|at| at.ends_with(":2A39")) && fields.nth(1) == Some("0A")
+    })
+}
+
+/// The test's own libvirt at the host's end, with a guest that writes all the time.
+#[test]
+fn machines_of_a_libvirt_far_away_come_over_the_network_and_outlive_its_cut() {
+    let cable = Cable::lay().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (pki, scratch) = (directory.path().join("pki"), directory.path().join("scratch"));
+    std::fs::create_dir(&scratch).unwrap();
+    certificates(&pki, &[Cable::address(Side::Host)]).unwrap();
+    // As libvirt's own clients name them.
+    for (ours, theirs) in [("ca-cert", "cacert"), ("client-cert", "clientcert"), ("client-key", "clientkey")]
+    {
+        std::fs::copy(pki.join(format!("{ours}.pem")), pki.join(format!("{theirs}.pem"))).unwrap();
+    }
+    let libvirt = Libvirt::start_far(&cable, &pki).unwrap();
+    let domain = libvirt.define(&DomainPlan { name: "web", data: &[16], ..Default::default() }).unwrap();
+    domain.start().unwrap();
+    let inside = domain.inside();
+    inside.wait().unwrap();
+    inside.start_writer("/data").unwrap();
+    inside.wait_for_rounds("/data", 3).unwrap();
+    let proxy = End { cable: &cable, side: Side::Proxy, home: directory.path().join("proxy") };
+    let uri = format!("qemu+tls://{}/system?pkipath={}", Cable::address(Side::Host), pki.display());
+    let host = format!("{uri},tls={},host-scratch={}", pki.display(), scratch.display());
+    let backup = ["vm", "backup", "--host", host.as_str(), "web", "--json"];
+    let mode = |said: &str, mode: &str| said.matches(&format!("\"mode\":\"{mode}\"")).count();
+    let clean = || {
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+        libvirt.virsh(&["backup-dumpxml", "web"]).unwrap_err();
+    };
+
+    let said = proxy.fails(&["vm", "backup", "--host", &uri, "web"]);
+    assert!(said.contains("host-scratch=DIR"), "{said}");
+    let said = proxy.run(&backup);
+    assert!(mode(&said, "full") == 2 && said.contains("\"consistency\":\"file-system\""), "{said}");
+    clean();
+    inside.wait_for_rounds("/data", 3).unwrap();
+    let said = proxy.run(&backup);
+    assert!(mode(&said, "incremental") == 2 && said.contains("\"consistency\":\"file-system\""), "{said}");
+    clean();
+
+    // Cut as soon as the disks are offered: the guest may stand still just then.
+    let running = proxy.start(&[backup.as_slice(), &["--full"]].concat());
+    let emulator = domain.pid().unwrap();
+    patiently("disks that are offered", LONG, || Ok(offers_disks(emulator).then_some(()))).unwrap();
+    cable.cut().unwrap();
+    let began = RealClock.monotonic();
+    inside.wait_for_rounds("/data", 3).unwrap();
+    println!("the guest writes on {:?} after the link was cut", RealClock.monotonic() - began);
+    let output = running.end();
+    println!("the run ended {:?} after its link was cut", RealClock.monotonic() - began);
+    assert!(!output.status.success() && told(&output).contains("error"), "{}", told(&output));
+    inside.wait_for_rounds("/data", 3).unwrap();
+    cable.mend().unwrap();
+    let said = proxy.run(&backup);
+    assert_eq!(mode(&said, "incremental"), 2, "{said}");
+    clean();
+
+    let to = directory.path().join("restored");
+    proxy.run(&["vm", "restore", "web@latest", "--to", text(&to)]);
+    let system = FileSystem::of(&to.join("vda.raw")).unwrap();
+    system.fsck(Fsck::Clean).unwrap();
+    check_rounds(&system.tree("/data", directory.path()).unwrap()).unwrap();
 }

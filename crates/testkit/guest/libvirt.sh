@@ -1,8 +1,9 @@
 #!/bin/sh
-# libvirt.sh DIR: runs libvirtd and virtlogd with everything they keep below DIR, in namespaces of their own, so that
-# the machine's libvirt notices nothing. To be started by unshare as the first process; whatever it starts ends with it.
+# libvirt.sh DIR [ADDRESS PKI]: runs libvirtd and virtlogd with everything they keep below DIR, in namespaces of their own,
+# so that the machine's libvirt notices nothing. It listens at ADDRESS, by the certificates in PKI. To be started by
+# unshare as the first process; whatever it starts ends with it.
 set -eu
-at=$1
+at=$1 address=${2-} pki=${3-}
 mkdir -p "$at/run/libvirt" "$at/etc/libvirt"
 if [ "$(id -u)" = 0 ]; then
   mount --make-rprivate /
@@ -31,8 +32,21 @@ namespaces = []
 cgroup_controllers = []
 security_driver = "none"
 END
+if [ "$address" ]; then
+  cat >> "$at/libvirtd.conf" << END
+listen_addr = "$address"
+auth_tls = "none"
+key_file = "$pki/server-key.pem"
+cert_file = "$pki/server-cert.pem"
+ca_file = "$pki/ca-cert.pem"
+END
+  cat >> "$at/etc/libvirt/qemu.conf" << END
+backup_tls_x509_cert_dir = "$pki"
+backup_tls_x509_verify = 1
+END
+fi
 PATH=$PATH:/usr/sbin:/sbin
 virtlogd --pid-file "$at/virtlogd.pid" &
-libvirtd --pid-file "$at/libvirtd.pid" --config "$at/libvirtd.conf" &
+libvirtd ${address:+--listen} --pid-file "$at/libvirtd.pid" --config "$at/libvirtd.conf" &
 # As the first process this must also bury the emulators that libvirt sends into the background, which wait does.
 wait $!

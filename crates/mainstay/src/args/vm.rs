@@ -11,7 +11,8 @@ const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI suc
                          qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
                          (NAME counts more than the one QEMU was started with), \
                          qmp:tcp://HOST:PORT[,agent=tcp://HOST:PORT],tls=DIR,host-scratch=DIR for one on another \
-                         machine, spoken to by the certificates in DIR, \
+                         machine, spoken to by the certificates in DIR; the same tls and host-scratch behind the URI of \
+                         a libvirt on another machine, \
                          dir:DIRECTORY for image files of machines that are shut down, \
                          or stage:DIRECTORY for copies made by `mainstay vm receive`";
 
@@ -117,6 +118,7 @@ pub(crate) enum Level {
   mainstay vm backup --host qmp:/run/web.qmp,agent=/run/web.agent,name=web web
   mainstay vm backup --host dir:/srv/images --all
   mainstay vm backup --host qmp:tcp://10.0.0.5:4444,tls=/etc/mainstay/pki,host-scratch=/var/lib/backup,name=web web
+  mainstay vm backup --host qemu+tls://hv1/system,tls=/etc/mainstay/pki,host-scratch=/var/lib/backup --all
 
 A running machine is held still for a fraction of a second at most; what it overwrites during the backup is kept
 aside in the scratch directory. Only what changed since the last point is read, where the host can tell; where it

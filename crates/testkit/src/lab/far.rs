@@ -80,7 +80,7 @@ impl Cable {
         process::run("ip", ["-n", &self.name(Side::Proxy), "link", "set", "cable", state]).map(drop)
     }
 
-    fn name(&self, side: Side) -> String {
+    pub(super) fn name(&self, side: Side) -> String {
         format!("{}-{}", self.tag, if side == Side::Host { "host" } else { "proxy" })
     }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::guest::{standstills, tell};
 use super::process::{self, Daemon};
-use super::{GuestImage, Inside, PATIENCE, directory, disk, patiently};
+use super::{Cable, GuestImage, Inside, PATIENCE, Side, directory, disk, patiently};
 
 /// A running libvirtd. It and all its domains end when the value goes.
 #[derive(Debug)]
@@ -21,15 +21,33 @@ impl Libvirt {
     /// As root it is the system's libvirt in all but its place, otherwise one of the user's own. Asks for root, or for
     /// a kernel that gives ordinary users namespaces.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// At the host's end of a cable, where it listens under TLS, and its machines too, by the certificates in `pki`
+    /// ([`super::certificates`]). The test speaks to it on its socket all the same. Asks for root.
+    pub fn start_far(cable: &Cable, pki: &Path) -> Result<Self> {
+        Self::start_with(Some((cable, pki)))
+    }
+
+    fn start_with(far: Option<(&Cable, &Path)>) -> Result<Self> {
         let directory = directory("virt")?;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/libvirt.sh");
         let mut words = vec!["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
         if !rustix::process::geteuid().is_root() {
             words.push("--map-current-user");
         }
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/libvirt.sh");
+        words.extend(["sh", script]);
         let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-        words.extend(["sh".into(), script.into(), directory.path().display().to_string()]);
-        let daemon = Daemon::start("unshare", words, &directory.path().join("log"))?;
+        words.push(directory.path().display().to_string());
+        let mut program = "unshare".to_owned();
+        if let Some((cable, pki)) = far {
+            words.extend([Cable::address(Side::Host).to_owned(), pki.display().to_string()]);
+            let there = ["netns".to_owned(), "exec".to_owned(), cable.name(Side::Host), program];
+            words.splice(0..0, there);
+            program = "ip".to_owned();
+        }
+        let daemon = Daemon::start(&program, words, &directory.path().join("log"))?;
         let mut libvirt = Self { directory, daemon };
         libvirt.wait()?;
         Ok(libvirt)

@@ -99,45 +99,15 @@ impl Agent {
         self.channel.send(&text, &Limit::new(ANSWER)?)
     }
 
-    /// Has the guest thaw itself after so long, and again a few times, should nobody else do it: by a process of the
-    /// guest's own, since the link to the agent may be cut while the guest stands still. It ends with
-    /// [`Agent::hang_up`].
-    ///
-    /// Errors: [`Code::Io`] when the agent may start no programs, or the guest knows no `sh` or `fsfreeze`.
+    /// See [`set_timer`]. It ends with [`Agent::hang_up`].
     pub(super) fn set_timer(&mut self, after: Duration) -> Result<()> {
-        let fail =
-            |error: Error| error.during("the guest has nothing to thaw itself with, should the link be cut");
-        if self.shell("command -v fsfreeze", ANSWER).map_err(fail)? != 0 {
-            return Err(fail(Error::new(Code::Unsupported, "it knows no fsfreeze")));
-        }
-        // Nothing of this writes to what is frozen.
-        let script = format!(
-            r#"for time in 1 2 3 4 5; do
-                sleep {}
-                while read -r device place rest; do
-                    case $device in /*) fsfreeze --unfreeze "$(printf %b "$place")" ;; esac
-                done < /proc/mounts
-                [ ! -x {HOOK} ] || {HOOK} thaw
-            done"#,
-            after.as_secs().max(1)
-        );
-        let started = self.run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", script] }), ANSWER);
-        self.timer = started.map_err(fail)?["pid"].as_i64();
+        self.timer = set_timer(&mut |command, arguments| self.run(command, arguments, ANSWER), after)?;
         Ok(())
     }
 
-    /// While the guest is frozen, the agent starts no programs, and the timer stays.
     fn stop_timer(&mut self) -> Result<()> {
         let Some(timer) = self.timer.take() else { return Ok(()) };
-        let status = self.run("guest-exec-status", json!({ "pid": timer }), ANSWER)?;
-        if status["exited"].as_bool() == Some(false) {
-            self.run(
-                "guest-exec",
-                json!({ "path": "/bin/sh", "arg": ["-c", format!("kill {timer}")] }),
-                ANSWER,
-            )?;
-        }
-        Ok(())
+        stop_timer(&mut |command, arguments| self.run(command, arguments, ANSWER), timer)
     }
 
     /// Runs a line in the guest's shell to its end; its exit status.
@@ -187,12 +157,46 @@ impl Agent {
     }
 }
 
-/// Runs a line in the guest's shell, by whatever way commands get to the agent.
-pub(super) fn shell(
-    run: &mut dyn FnMut(&str, Value) -> Result<Value>,
-    line: &str,
-    limit: Duration,
-) -> Result<i64> {
+/// However commands get to the agent.
+pub(super) type Ask<'a> = &'a mut dyn FnMut(&str, Value) -> Result<Value>;
+
+/// Has the guest thaw itself after so long, and again a few times, should nobody else do it: by a process of the guest's
+/// own, since the link to the agent may be cut while the guest stands still. The number of that process.
+///
+/// Errors: [`Code::Io`] when the agent may start no programs, or the guest knows no `sh` or `fsfreeze`.
+pub(super) fn set_timer(run: Ask<'_>, after: Duration) -> Result<Option<i64>> {
+    let fail =
+        |error: Error| error.during("the guest has nothing to thaw itself with, should the link be cut");
+    if shell(run, "command -v fsfreeze", ANSWER).map_err(fail)? != 0 {
+        return Err(fail(Error::new(Code::Unsupported, "it knows no fsfreeze")));
+    }
+    // Nothing of this writes to what is frozen.
+    let script = format!(
+        r#"for time in 1 2 3 4 5; do
+            sleep {}
+            while read -r device place rest; do
+                case $device in /*) fsfreeze --unfreeze "$(printf %b "$place")" ;; esac
+            done < /proc/mounts
+            [ ! -x {HOOK} ] || {HOOK} thaw
+        done"#,
+        after.as_secs().max(1)
+    );
+    let started = run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", script] }));
+    Ok(started.map_err(fail)?["pid"].as_i64())
+}
+
+/// Ends such a process. While the guest is frozen, the agent starts no programs, and it stays.
+pub(super) fn stop_timer(run: Ask<'_>, timer: i64) -> Result<()> {
+    let status = run("guest-exec-status", json!({ "pid": timer }))?;
+    if status["exited"].as_bool() == Some(false) {
+        let kill = format!("kill {timer}");
+        run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", kill] }))?;
+    }
+    Ok(())
+}
+
+/// Runs a line in the guest's shell.
+pub(super) fn shell(run: Ask<'_>, line: &str, limit: Duration) -> Result<i64> {
     const LOOK: Duration = Duration::from_millis(200);
     let started = run("guest-exec", json!({ "path": "/bin/sh", "arg": ["-c", line] }))?;
     let pid = started["pid"].clone();

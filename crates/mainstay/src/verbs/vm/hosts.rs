@@ -32,7 +32,9 @@ pub(super) fn open(text: &str, scratch: &Path, session: &Session) -> Result<Box<
         return Ok(Box::new(Folder::new(directory, session.doors.clock.clone())));
     }
     if text.contains("://") {
-        let host = LibvirtHost::new(text, scratch.to_owned(), session.doors.clock.clone());
+        let (uri, link) = libvirt(text, &session.doors.directory)?;
+        let host = LibvirtHost::new(uri, scratch.to_owned(), session.doors.clock.clone());
+        let host = link.into_iter().fold(host, LibvirtHost::far);
         return Ok(Box::new(host.guarded_by(guard()?)));
     }
     Err(unknown(text))
@@ -55,16 +57,7 @@ fn unknown(text: &str) -> Error {
 /// `tcp://HOST:PORT`, `nbd=HOST:PORT`, `tls=DIR`, `host-tls=DIR` and `host-scratch=DIR`.
 fn plain(text: &str, directory: &Path) -> Result<QemuMachine> {
     let (monitor, parts) = text.split_once(',').unwrap_or((text, ""));
-    let mut told = BTreeMap::new();
-    for part in parts.split(',').filter(|part| !part.is_empty()) {
-        match part.split_once('=') {
-            Some((key, value)) if KEYS.contains(&key) && !value.is_empty() => told.insert(key, value),
-            _ => {
-                return Err(Error::new(Code::Usage, format!("{part:?} says nothing about a QEMU"))
-                    .hint(format!("after the monitor stand {}=…, with commas between", KEYS.join("=…, "))));
-            }
-        };
-    }
+    let told = told(parts, &KEYS, "the monitor")?;
     if monitor.is_empty() {
         return Err(unknown(text));
     }
@@ -80,7 +73,12 @@ fn plain(text: &str, directory: &Path) -> Result<QemuMachine> {
     };
     let given = told.get("name").map(|name| (*name).to_owned());
     let (named, name) = (given.is_some(), given.or(name).unwrap_or_default());
-    let link = link(&monitor, &told, tls.as_deref())?;
+    let far = matches!(monitor, Endpoint::Tcp { .. }) || told.contains_key("host-scratch") || tls.is_some();
+    let host = match &monitor {
+        Endpoint::Tcp { host, .. } => Some(host.as_str()),
+        Endpoint::Unix(_) => None,
+    };
+    let link = far.then(|| link(host, &told, tls.as_deref())).transpose()?;
     let server = told.get("nbd").filter(|_| link.is_none()).map(|path| directory.join(path));
     let agent = told.get("agent").map(|agent| endpoint(agent)).transpose()?;
     Ok(QemuMachine { name, named, monitor, agent, server, link })
@@ -89,35 +87,65 @@ fn plain(text: &str, directory: &Path) -> Result<QemuMachine> {
 /// What may stand after a monitor.
 const KEYS: [&str; 6] = ["agent", "nbd", "name", "tls", "host-tls", "host-scratch"];
 
-/// What is said of another machine, if the QEMU is on one.
-fn link(monitor: &Endpoint, told: &BTreeMap<&str, &str>, tls: Option<&Path>) -> Result<Option<Link>> {
-    let far = matches!(monitor, Endpoint::Tcp { .. }) || told.contains_key("host-scratch") || tls.is_some();
-    if !far {
-        return Ok(None);
+/// What may stand after a URI of libvirt.
+const LIBVIRT_KEYS: [&str; 3] = ["tls", "host-scratch", "nbd"];
+
+/// `URI[,tls=DIR,host-scratch=DIR][,nbd=HOST:PORT]`.
+fn libvirt<'a>(text: &'a str, directory: &Path) -> Result<(&'a str, Option<Link>)> {
+    let Some((uri, parts)) = text.split_once(',') else { return Ok((text, None)) };
+    let told = told(parts, &LIBVIRT_KEYS, "the URI")?;
+    let tls = told.get("tls").map(|path| directory.join(path));
+    let host = uri.split_once("://").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
+    let host = host.rsplit_once('@').map_or(host, |(_user, host)| host);
+    let bare = host.strip_prefix('[').and_then(|host| host.split(']').next());
+    let host = bare.unwrap_or_else(|| host.split(':').next().unwrap_or_default());
+    let link = link(Some(host).filter(|host| !host.is_empty()), &told, tls.as_deref())?;
+    Ok((uri, Some(link)))
+}
+
+/// `KEY=VALUE`s with commas between. `place` is what they stand after.
+fn told<'a>(parts: &'a str, keys: &[&str], place: &str) -> Result<BTreeMap<&'a str, &'a str>> {
+    let mut told = BTreeMap::new();
+    for part in parts.split(',').filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            Some((key, value)) if keys.contains(&key) && !value.is_empty() => told.insert(key, value),
+            _ => {
+                return Err(Error::new(
+                    Code::Usage,
+                    format!("{part:?} says nothing about a host of machines"),
+                )
+                .hint(format!("after {place} stand {}=…, with commas between", keys.join("=…, "))));
+            }
+        };
     }
+    Ok(told)
+}
+
+/// What is said of another computer, which is called `host` if anybody said how.
+fn link(host: Option<&str>, told: &BTreeMap<&str, &str>, tls: Option<&Path>) -> Result<Link> {
     let missing = |key: &str, what: &str| {
-        Error::new(Code::Usage, format!("the QEMU is on another machine, and nothing says {what}"))
+        Error::new(Code::Usage, format!("the machine is on another computer, and nothing says {what}"))
             .hint(format!("add {key}; see mainstay vm backup --help"))
     };
-    let (host, port) = match (told.get("nbd"), monitor) {
+    let (host, port) = match (told.get("nbd"), host) {
         (Some(nbd), _) => match nbd.parse()? {
             Address::Tcp { host, port } => (host, port),
             Address::Unix(_) => return Err(missing("nbd=HOST:PORT", "where it can offer its disks")),
         },
-        (None, Endpoint::Tcp { host, .. }) => (host.clone(), NBD_PORT),
-        (None, Endpoint::Unix(_)) => return Err(missing("nbd=HOST:PORT", "where it can offer its disks")),
+        (None, Some(host)) => (host.to_owned(), NBD_PORT),
+        (None, None) => return Err(missing("nbd=HOST:PORT", "where it can offer its disks")),
     };
     let tls = tls.ok_or_else(|| missing("tls=DIR", "which certificates are yours"))?;
     let host_scratch = told.get("host-scratch");
     let host_scratch = host_scratch
         .ok_or_else(|| missing("host-scratch=DIR", "where on it QEMU may keep what the guest overwrites"))?;
-    Ok(Some(Link {
+    Ok(Link {
         host,
         port,
         tls: tls.to_owned(),
         host_tls: told.get("host-tls").map_or_else(|| HOST_TLS.into(), PathBuf::from),
         host_scratch: host_scratch.into(),
-    }))
+    })
 }
 
 /// This program, standing by a backup.
@@ -137,7 +165,31 @@ pub(super) fn find<'a>(name: &str, machines: &'a [MachineSummary]) -> Option<&'a
 mod tests {
     use std::path::Path;
 
-    use super::plain;
+    use super::{libvirt, plain};
+
+    #[test]
+    fn a_libvirt_on_another_computer_is_named_by_its_uri_and_how_to_reach_its_disks() {
+        let run = Path::new("/run");
+        let link = |text: &str| libvirt(text, run).unwrap().1;
+        assert_eq!(link("qemu:///system"), None);
+        for (uri, host) in [
+            ("qemu+tls://hv1/system", "hv1"),
+            ("qemu+ssh://root@hv1:2222/system?keyfile=/k", "hv1"),
+            ("qemu+tls://[fd00::1]:16514/system", "fd00::1"),
+        ] {
+            let link = link(&format!("{uri},tls=pki,host-scratch=/s")).unwrap();
+            assert_eq!(
+                (link.host.as_str(), link.port, link.tls.as_path()),
+                (host, 10809, Path::new("/run/pki"))
+            );
+        }
+        assert_eq!(link("qemu:///system,tls=pki,host-scratch=/s,nbd=h:7").unwrap().port, 7);
+        for bad in
+            ["qemu://h/system,tls=x", "qemu:///system,tls=x,host-scratch=/s", "qemu://h/system,agent=x"]
+        {
+            assert!(libvirt(bad, run).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_plain_qemu_is_named_by_its_sockets() {

@@ -21,7 +21,7 @@ use super::hypervisor::{
 };
 use super::machine::Machine;
 use super::offline::{self, Offline};
-use super::qemu::PREFIX;
+use super::qemu::{Link, PREFIX};
 use super::run_dir::{self, tag};
 use super::watch::RESERVE;
 use virsh::{ANSWER, Virsh};
@@ -41,6 +41,8 @@ pub struct LibvirtHost {
     scratch: PathBuf,
     /// What must stay free there, in bytes.
     reserve: u64,
+    /// To the disks of its machines, if it is on another computer.
+    link: Option<Link>,
     guard: Option<GuardProgram>,
     clock: Arc<dyn Clock>,
 }
@@ -48,7 +50,16 @@ pub struct LibvirtHost {
 impl LibvirtHost {
     /// `uri` is libvirt's: `qemu:///system`.
     pub fn new(uri: impl Into<String>, scratch: PathBuf, clock: Arc<dyn Clock>) -> Self {
-        Self { virsh: Virsh { uri: uri.into() }, scratch, reserve: RESERVE, guard: None, clock }
+        let virsh = Virsh { uri: uri.into() };
+        Self { virsh, scratch, reserve: RESERVE, link: None, guard: None, clock }
+    }
+
+    /// It is on another computer, and its machines offer their disks over the network. What is in `scratch` here then is
+    /// the plan of how to clear up.
+    #[must_use]
+    pub fn far(mut self, link: Link) -> Self {
+        self.link = Some(link);
+        self
     }
 
     /// Has runs watched over by a process of its own.
@@ -63,6 +74,11 @@ impl LibvirtHost {
     pub fn scratch_reserve(mut self, bytes: u64) -> Self {
         self.reserve = bytes;
         self
+    }
+
+    /// Whether the paths of its machines name files of this computer.
+    fn is_here(&self) -> bool {
+        self.link.is_none() && self.virsh.is_here()
     }
 
     fn summary(&self, uuid: &str) -> Result<MachineSummary> {
@@ -130,7 +146,7 @@ impl LibvirtHost {
             Err(_) => self.virsh.run(&["dumpxml", uuid])?,
         };
         let mut machine = parse(&text)?;
-        if self.virsh.is_here() {
+        if self.is_here() {
             machine.read_nvram();
         }
         for disk in &mut machine.disks {
@@ -149,7 +165,7 @@ impl Hypervisor for LibvirtHost {
 
     fn caps(&self) -> Caps {
         // Images are opened and written by their paths here, which name other files elsewhere.
-        let here = self.virsh.is_here();
+        let here = self.is_here();
         Caps { incremental: true, freeze: true, offline: here, define: here }
     }
 
@@ -171,7 +187,7 @@ impl Hypervisor for LibvirtHost {
                 let taken = snapshot::take(self, &uuid, machine, request)?;
                 Ok(Box::new(taken.with_notes(swept.left)))
             }
-            _ if !self.virsh.is_here() => {
+            _ if !self.is_here() => {
                 let what = format!("{} is off, and its images are on another computer", machine.name);
                 Err(Error::new(Code::Unsupported, what)
                     .hint("back it up on the computer that has them, or start it"))

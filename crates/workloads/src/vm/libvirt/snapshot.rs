@@ -12,15 +12,19 @@ use std::time::Duration;
 use mainstay_core::{Blocks, Code, Consistency, Error, Result};
 use mainstay_nbd::{Address, Client};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::virsh::{ANSWER, Virsh, refused, word};
 use super::{DRIVER, LibvirtHost, names};
+use crate::vm::agent::{ANSWER as AGENT, set_timer, stop_timer};
 use crate::vm::domain_xml::{parse, parse_live, quoted};
 use crate::vm::guard::{Freezer, Frozen, Guard, Thaw};
-use crate::vm::hypervisor::{DiskMode, DiskSnapshot, MachineSnapshot, Owner, SnapshotRequest};
+use crate::vm::hypervisor::{
+    DiskMode, DiskSnapshot, Hypervisor as _, MachineId, MachineSnapshot, Owner, SnapshotRequest,
+};
 use crate::vm::machine::{Machine, MachineDisk};
 use crate::vm::mark::{BitmapState, DiskMark, Found, Marks};
-use crate::vm::qemu::PREFIX;
+use crate::vm::qemu::{Link, PREFIX};
 use crate::vm::run_dir::{self, Plan, RunDir};
 use crate::vm::watch::{Broken, Watch, Watched, check, explain};
 
@@ -39,19 +43,19 @@ const END_PAUSE: Duration = Duration::from_millis(50);
 pub(in crate::vm) struct Remains {
     virsh: Virsh,
     domain: String,
-    /// The socket of the job, by which it is known as ours.
-    socket: PathBuf,
+    /// Of the run: stands in the job's document, by which it is known as ours.
+    mark: String,
 }
 
 impl Remains {
     /// After the death of the run. Its checkpoint stays: whether its point is durable is not known here.
     pub(in crate::vm) fn clear(&self) -> Result<()> {
-        if !self.is_there() {
+        if !self.is_there()? {
             return Ok(());
         }
         self.virsh.run(&["domjobabort", &self.domain])?;
         for _look in 0..ENDS {
-            if !self.is_there() {
+            if !self.is_there()? {
                 return Ok(());
             }
             std::thread::sleep(END_PAUSE);
@@ -59,12 +63,22 @@ impl Remains {
         Err(Error::new(Code::Io, format!("libvirt does not end the backup job of {}", self.domain)))
     }
 
-    /// Whether our job runs. Without a job, or without the machine, libvirt says no.
-    fn is_there(&self) -> bool {
-        let job = self.virsh.run(&["backup-dumpxml", &self.domain]);
-        job.is_ok_and(|job| job.contains(&*self.socket.to_string_lossy()))
+    /// Whether our job runs.
+    ///
+    /// Errors: nobody knows, since libvirt cannot be reached.
+    fn is_there(&self) -> Result<bool> {
+        match self.virsh.run(&["backup-dumpxml", &self.domain]) {
+            Ok(job) => Ok(job.contains(&self.mark)),
+            // The machine is gone, or without a job.
+            Err(error) if error.code() == Code::NotFound => Ok(false),
+            Err(error) if NO_JOB.iter().any(|words| chain(&error).contains(words)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
+
+/// How libvirt says that a machine has no backup job.
+const NO_JOB: [&str; 3] = ["no domain backup job", "domain is not running", "not supported"];
 
 /// See [`MachineSnapshot`].
 pub(super) struct LibvirtSnapshot {
@@ -92,6 +106,10 @@ struct Job {
     committed: bool,
     guard: Option<Guard>,
     directory: RunDir,
+    /// To a machine on another computer.
+    link: Option<Link>,
+    /// Where what the guest overwrites is kept: how the names of those files begin, as the machine's host sees them.
+    kept: String,
 }
 
 struct JobDisk {
@@ -110,7 +128,13 @@ pub(super) fn take(
     mut machine: Machine,
     request: &SnapshotRequest,
 ) -> Result<LibvirtSnapshot> {
-    check(&host.scratch, host.reserve)?;
+    if host.is_here() {
+        check(&host.scratch, host.reserve)?;
+    } else if host.link.is_none() {
+        let what = format!("nothing says how to reach the disks of {} on its computer", machine.name);
+        return Err(Error::new(Code::Usage, what)
+            .hint("add ,tls=DIR,host-scratch=DIR behind the URI; see the guide to backup by proxy"));
+    }
     if host.virsh.run(&["backup-dumpxml", uuid]).is_ok() {
         // Libvirt would let us wait for half a minute, with the guest standing still.
         let what = format!("a backup of the machine {} runs already", machine.name);
@@ -122,14 +146,29 @@ pub(super) fn take(
     let checkpoints = names(&host.virsh.run(&["checkpoint-list", uuid, "--name"]).unwrap_or_default());
     let mut notes = Vec::new();
     let wanted = choose(&now, &request.disks)?;
-    let disks = wanted.into_iter().map(|disk| JobDisk::judge(disk, &machine, &checkpoints, request));
+    let disks = wanted.into_iter().map(|disk| JobDisk::judge(disk, host, &machine, &checkpoints, request));
     let mut job = Job::open(host, uuid, disks.collect(), live.user, request)?;
-    let freeze = request.want >= Consistency::FileSystem && can_freeze(&text, &mut notes);
+    let mut freeze = request.want >= Consistency::FileSystem && can_freeze(&text, &mut notes);
+    let mut ask =
+        |command: &str, words: Value| host.ask_guest(&MachineId(uuid.to_owned()), command, words, AGENT);
+    let mut timer = None;
+    if freeze && host.link.is_some() {
+        match set_timer(&mut ask, request.freeze_limit) {
+            Ok(set) => timer = set,
+            Err(error) => {
+                freeze = false;
+                notes.push(format!("the guest was not frozen: {}", chain(&error)));
+            }
+        }
+    }
     if freeze && request.trim {
         let trouble = host.virsh.run_within(TRIM, &["domfstrim", uuid]).err();
         notes.extend(trouble.map(|error| format!("the guest did not trim its disks: {}", chain(&error))));
     }
-    let (mut reached, frozen) = job.begin(host, freeze, request, &mut notes)?;
+    let begun = job.begin(host, freeze, request, &mut notes);
+    // One that stays thaws what is thawed.
+    let _stopped = timer.map(|timer| stop_timer(&mut ask, timer));
+    let (mut reached, frozen) = begun?;
     if request.hooked && reached == Consistency::FileSystem {
         reached = Consistency::Application;
     }
@@ -143,11 +182,13 @@ pub(super) fn take(
     let shown = job.disks.iter().map(|disk| job.shown(disk)).collect();
     let broken = Broken::default();
     let remains = job.remains.clone();
-    let watch = Watch::start(&host.scratch, host.reserve, &broken, move || {
+    let give_up = move || {
         // Should it fail, the end of the run tries again.
         let _ended = remains.clear();
-    })?;
-    let (watch, scratch) = (Some(watch), host.scratch.clone());
+    };
+    let watch = || Watch::start(&host.scratch, host.reserve, &broken, give_up);
+    let watch = host.is_here().then(watch).transpose()?;
+    let scratch = host.scratch.clone();
     Ok(LibvirtSnapshot { watch, job, broken, scratch, machine, shown, reached, frozen, notes })
 }
 
@@ -184,6 +225,7 @@ fn can_freeze(document: &str, notes: &mut Vec<String>) -> bool {
 impl JobDisk {
     fn judge(
         disk: MachineDisk,
+        host: &LibvirtHost,
         machine: &Machine,
         checkpoints: &[String],
         request: &SnapshotRequest,
@@ -195,7 +237,8 @@ impl JobDisk {
         // Whether its bitmaps are whole is found out when the job begins.
         let state = BitmapState { granularity: 0, recording: true, inconsistent: false, busy: false };
         let known = old.as_ref().is_some_and(|old| checkpoints.contains(old));
-        let inode = std::fs::metadata(&disk.source).ok().map(|metadata| metadata.ino());
+        let seen = host.is_here().then(|| std::fs::metadata(&disk.source).ok()).flatten();
+        let inode = seen.map(|metadata| metadata.ino());
         let size = size.unwrap_or(0);
         let found = Found { size, image: &disk.source, inode, bitmap: known.then_some(state) };
         let mode = mark.map_or(DiskMode::Full, |mark| mark.judge(&found, request.scan_every));
@@ -227,8 +270,15 @@ impl Job {
         request: &SnapshotRequest,
     ) -> Result<Self> {
         let (virsh, domain) = (host.virsh.clone(), uuid.to_owned());
-        let socket = RunDir::place_of(&host.scratch, &request.run).join("nbd");
-        let remains = Remains { virsh: virsh.clone(), domain: domain.clone(), socket };
+        let place = RunDir::place_of(&host.scratch, &request.run);
+        // All names of its files have it.
+        let mark = format!("{:.16}", request.run.to_string());
+        let (kept, user) = match &host.link {
+            None => (place.join(""), user),
+            Some(link) => (link.host_scratch.join(format!("mainstay-{mark}-")), None),
+        };
+        let kept = kept.to_string_lossy().into_owned();
+        let remains = Remains { virsh: virsh.clone(), domain: domain.clone(), mark };
         let plan = Plan {
             thaw: Some(Thaw::Virsh { uri: virsh.uri.clone(), domain: domain.clone() }),
             freeze_limit_milliseconds: u64::try_from(request.freeze_limit.as_millis()).unwrap_or(u64::MAX),
@@ -237,11 +287,33 @@ impl Job {
         let directory = RunDir::create(&host.scratch, &request.run, user, &plan)?;
         let checkpoint = disks.iter().any(|disk| disk.disk.format == "qcow2");
         let checkpoint = checkpoint.then(|| format!("{}{}", owned(&request.owner), request.run));
-        let (owner, committed) = (request.owner, false);
-        let mut job =
-            Self { virsh, domain, remains, disks, owner, checkpoint, committed, guard: None, directory };
+        let mut job = Self {
+            virsh,
+            domain,
+            remains,
+            disks,
+            owner: request.owner,
+            checkpoint,
+            committed: false,
+            guard: None,
+            directory,
+            link: host.link.clone(),
+            kept,
+        };
         job.guard = Some(Guard::start(host.guard.as_ref(), job.directory.path(), None)?);
         Ok(job)
+    }
+
+    /// Where a machine of this computer offers its disks.
+    fn socket(&self) -> PathBuf {
+        self.directory.place().join("nbd")
+    }
+
+    fn client(&self, disk: &str) -> Result<Client> {
+        match &self.link {
+            None => Ok(Client::new(Address::Unix(self.socket()), disk)),
+            Some(link) => link.client(disk.to_owned()),
+        }
     }
 
     fn tracks(&self, disk: &JobDisk) -> bool {
@@ -329,10 +401,13 @@ impl Job {
 
     /// The command that begins the job; its documents are written for it.
     fn begin_line(&self) -> Result<String> {
-        let mut backup = format!(
-            "<domainbackup mode='pull'><server transport='unix' socket={}/><disks>",
-            quoted(&self.remains.socket.to_string_lossy())
-        );
+        let server = match &self.link {
+            None => format!("transport='unix' socket={}", quoted(&self.socket().to_string_lossy())),
+            Some(Link { host, port, .. }) => {
+                format!("transport='tcp' tls='yes' name={} port='{port}'", quoted(host))
+            }
+        };
+        let mut backup = format!("<domainbackup mode='pull'><server {server}/><disks>");
         let mut checkpoint = String::from("<domaincheckpoint>");
         if let Some(name) = &self.checkpoint {
             // Writing to a string cannot fail.
@@ -341,7 +416,7 @@ impl Job {
         checkpoint.push_str("<disks>");
         for disk in &self.disks {
             let name = quoted(&disk.disk.name);
-            let scratch = quoted(&self.directory.place().join(&disk.disk.name).to_string_lossy());
+            let scratch = quoted(&format!("{}{}", self.kept, disk.disk.name));
             let mode = match (&disk.mode, &disk.old) {
                 (DiskMode::Incremental, Some(old)) => format!(
                     "backupmode='incremental' incremental={} exportbitmap={}",
@@ -399,7 +474,7 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         let ended = if self.committed { Ok(()) } else { self.remains.clear() };
-        if let (Some(checkpoint), false) = (&self.checkpoint, self.committed) {
+        if let (Some(checkpoint), false, Ok(())) = (&self.checkpoint, self.committed, &ended) {
             // There may be none yet; one that stays is deleted by the next point.
             let _left = self.delete_checkpoint(checkpoint);
         }
@@ -511,8 +586,7 @@ impl MachineSnapshot for LibvirtSnapshot {
         let disk = self.job.disks.get(disk).ok_or_else(|| Error::bug(format!("there is no disk {disk}")))?;
         let incremental = disk.mode == DiskMode::Incremental;
         let dirty = incremental.then(|| format!("qemu:dirty-bitmap:{}", bitmap(disk)));
-        let socket = Address::Unix(self.job.remains.socket.clone());
-        let opened = Client::new(socket, disk.disk.name.as_str()).blocks(dirty.as_deref());
+        let opened = self.job.client(&disk.disk.name).and_then(|client| client.blocks(dirty.as_deref()));
         let disk = opened.map_err(|error| explain(&self.broken, &self.scratch, error))?;
         let (broken, scratch) = (Arc::clone(&self.broken), self.scratch.clone());
         Ok(Box::new(Watched { disk: Box::new(disk), broken, scratch }))

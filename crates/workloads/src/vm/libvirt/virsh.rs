@@ -61,7 +61,9 @@ impl Virsh {
     fn plain(&self, limit: Duration) -> Program {
         // Its words are read, so they must not depend on where the person lives.
         let program = Program::new("virsh", limit).variable("LC_ALL", "C").keep_output(OUTPUT_MAX);
-        program.arguments(["-c", self.uri.as_str()])
+        // Over a link that may be cut, silence is noticed.
+        let alive: &[&str] = if self.is_here() { &[] } else { &["-k", "5", "-K", "3"] };
+        program.arguments(["-c", self.uri.as_str()]).arguments(alive.iter().copied())
     }
 }
 

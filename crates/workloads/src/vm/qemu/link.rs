@@ -25,7 +25,7 @@ const CREATE: Duration = Duration::from_secs(60);
 /// What the guest may take to thaw, which most likely is.
 const THAW: Duration = Duration::from_secs(10);
 
-/// How to get at the disks of a QEMU on another machine.
+/// How to get at the disks of a QEMU on another machine, or of the machines of a libvirt there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Where QEMU is to offer its disks, as seen from both sides.
@@ -33,7 +33,7 @@ pub struct Link {
     pub port: u16,
     /// The directory of our certificates ([`ClientTls::from_directory`]).
     pub tls: PathBuf,
-    /// On the host: the directory of QEMU's own certificates, by the same names.
+    /// On the host: the directory of QEMU's own certificates, by the same names; a libvirt knows its own.
     pub host_tls: PathBuf,
     /// On the host: where QEMU may make files. What the guest overwrites during a run is kept there, so it should be
     /// for QEMU's eyes only. The files are empty after a run; QEMU cannot remove them.
@@ -64,7 +64,7 @@ impl Link {
             .map_err(|error| error.hint("each QEMU of a host needs a port of its own: nbd=HOST:PORT"))
     }
 
-    pub(super) fn client(&self, export: String) -> Result<Client> {
+    pub(in crate::vm) fn client(&self, export: String) -> Result<Client> {
         Ok(Client::new(self.address(), export).tls(ClientTls::from_directory(&self.tls)?))
     }
 

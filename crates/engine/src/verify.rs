@@ -5,7 +5,8 @@ use mainstay_repository::keys::Powers;
 use mainstay_repository::{Note, Repository, VerifyReport, VerifyScope};
 
 /// Checks `points`, or all when empty. When every byte was read by someone who can tell, each sound point is noted as
-/// verified. What is damaged is set aside, so that the next backup stores it again.
+/// verified. What is damaged is set aside: what
+/// is whole of it, or parity makes so, is stored anew, and the next backup stores the rest.
 ///
 /// Errors only when checking is impossible; damage is in the report, and so is a note that could not be made.
 pub fn verify(
@@ -17,9 +18,14 @@ pub fn verify(
     let mut report = repository.verify(&VerifyScope { points, read_data }, progress)?;
     // Without the power to collect, damage stays what later backups may rely on: whoever has it finds it too.
     let collects = repository.ring().powers().contains(Powers::COLLECT);
-    if collects && let Err(error) = repository.set_aside(&report, progress) {
-        let what = error.chain().join(": ");
-        report.problems.push(format!("what is damaged could not be set aside: {what}"));
+    if collects {
+        match repository.set_aside(&report, progress) {
+            Ok(packs) => report.rewritten = packs,
+            Err(error) => {
+                let what = error.chain().join(": ");
+                report.problems.push(format!("what is damaged could not be set aside: {what}"));
+            }
+        }
     }
     let could_tell = read_data && repository.ring().content_secret().is_ok();
     for point in report.sound.iter().filter(|_| could_tell) {

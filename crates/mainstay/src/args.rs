@@ -140,6 +140,10 @@ pub(crate) struct Init {
     /// Make a key in a private file instead of asking for a passphrase
     #[arg(long)]
     pub generate_key: bool,
+    /// Store no parity: for media that repair themselves (ZFS, object storage). With it, a sixteenth more is stored, and
+    /// damaged sectors are made good
+    #[arg(long)]
+    pub no_parity: bool,
     /// Say what would be done; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,

@@ -83,7 +83,11 @@ impl Bench {
 }
 
 pub(crate) fn options(clock: &ScriptedClock) -> Options {
-    Options { clock: Arc::new(clock.clone()), state: None, tuning: Tuning::default() }
+    Options {
+        clock: Arc::new(clock.clone()),
+        state: None,
+        tuning: Tuning { parity: false, ..Tuning::default() },
+    }
 }
 
 pub(crate) fn verify(repository: &Repository) -> VerifyReport {
@@ -174,7 +178,7 @@ pub(crate) fn forge(hostile: &Repository, genuine: &PackId, forgery: Forgery) ->
         let own = builder.add_group(header);
         (0..30).for_each(|ordinal| builder.push(own, BlockKind::Segment, ordinal, vec![0x55; 100]));
     }
-    let pack = builder.finish();
+    let pack = builder.finish(false).unwrap();
     store_pack(store, &pack).unwrap();
     PackEntry::of(&pack)
 }

@@ -175,17 +175,25 @@ impl<'a> Decoder<'a> {
 
     /// Passes over what a later version appended: fields of a tag, a length and that many bytes. One with a tag below
     /// 128 must be understood: [`Code::TooNew`].
-    pub(crate) fn later_fields(mut self) -> Result<()> {
+    pub(crate) fn later_fields(self) -> Result<()> {
+        // No field has this tag, since one must understand it.
+        self.later_field(0).map(drop)
+    }
+
+    /// As [`Decoder::later_fields`]; the value of the last one with the tag `known`.
+    pub(crate) fn later_field(mut self, known: u8) -> Result<Option<&'a [u8]>> {
+        let mut found = None;
         while !self.is_empty() {
-            let tag = self.u8()?;
-            self.bytes()?;
-            if tag < 128 {
+            let (tag, value) = (self.u8()?, self.bytes()?);
+            if tag == known && tag >= 128 {
+                found = Some(value);
+            } else if tag < 128 {
                 let what =
                     format!("the {} has a field of kind {tag}, which this version does not know", self.what);
                 return Err(Error::new(Code::TooNew, what).hint("use a newer Mainstay for this repository"));
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     pub(crate) fn end(self) -> Result<()> {

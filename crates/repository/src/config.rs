@@ -14,6 +14,8 @@ const VERSION: u16 = 1;
 const COPIES: usize = 3;
 const SIGNATURE_CONTEXT: &str = "mainstay configuration 1";
 const BYTES_MAX: u64 = 64 << 10;
+/// Later field: whether packs have parity. Who does not know it writes packs without.
+const FIELD_PARITY: u8 = 128;
 
 /// What somebody is about to do with a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub(crate) struct Config {
     copy: Id16,
     pub(crate) root: VerifyingKey,
     pub(crate) features: Features,
+    /// Whether packs are to have parity; a choice of the medium.
+    pub(crate) parity: bool,
 }
 
 fn name(copy: usize) -> String {
@@ -77,8 +81,8 @@ fn name(copy: usize) -> String {
 }
 
 impl Config {
-    pub(crate) fn new(family: FamilyId, root: VerifyingKey) -> Result<Self> {
-        Ok(Self { family, copy: Id16(random_bytes()?), root, features: KNOWN })
+    pub(crate) fn new(family: FamilyId, root: VerifyingKey, parity: bool) -> Result<Self> {
+        Ok(Self { family, copy: Id16(random_bytes()?), root, features: KNOWN, parity })
     }
 
     pub(crate) fn log_id(&self) -> LogId {
@@ -93,6 +97,10 @@ impl Config {
         out.fixed(&self.copy.0);
         out.fixed(&self.root.0);
         self.features.encode(&mut out);
+        if self.parity {
+            out.u8(FIELD_PARITY);
+            out.bytes(&[1]);
+        }
         let signature = root.sign(SIGNATURE_CONTEXT, &out);
         out.fixed(&signature);
         out
@@ -115,8 +123,8 @@ impl Config {
             return Err(Error::integrity("the configuration's root key is not the repository's"));
         }
         root.verify(SIGNATURE_CONTEXT, signed, signature)?;
-        input.later_fields()?;
-        Ok(Self { family, copy, root, features })
+        let parity = input.later_field(FIELD_PARITY)?.is_some_and(|value| value == [1]);
+        Ok(Self { family, copy, root, features, parity })
     }
 
     /// Errors: [`Code::AlreadyExists`] when there is a repository already.
@@ -186,7 +194,7 @@ mod tests {
     #[test]
     fn hostile_configurations_are_errors_and_later_fields_are_not() {
         let root = SigningKey::generate().unwrap();
-        let config = Config::new(FamilyId::of(&root.verifying_key()), root.verifying_key()).unwrap();
+        let config = Config::new(FamilyId::of(&root.verifying_key()), root.verifying_key(), true).unwrap();
         let bytes = config.encode(&root);
         crate::hostile::feed(&bytes, 1 << 16, |other| {
             assert!(Config::decode(other).is_err() || other == bytes);

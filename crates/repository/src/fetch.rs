@@ -1,6 +1,8 @@
 //! Gets stored bytes back: pack → footer → directory → segment → chunk. Every step checks what it got, tries the
 //! next place when a group lies in several packs, and reads the log again when a pack is gone.
 
+mod healed;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +42,7 @@ pub(crate) struct Fetch {
     /// By what each was wrapped in: of two groups under one id each has its own.
     keys: SharedCache<[u8; 32], SealKey>,
     segments: SharedCache<(GroupId, u32), Opened>,
+    healed: SharedCache<PackId, healed::Healed>,
     /// Packs of this process that the log does not name yet.
     staged: Mutex<HashMap<PackId, (u64, [u8; 32])>>,
     /// Whom the headers of contested groups name.
@@ -66,6 +69,7 @@ impl Fetch {
             directories: SharedCache::new(DIRECTORIES_BYTES),
             keys: SharedCache::new(1 << 20),
             segments: SharedCache::new(SEGMENTS_BYTES),
+            healed: SharedCache::new(healed::HEALED_BYTES),
             staged: Mutex::default(),
             owners: Mutex::default(),
             bytes_fetched: AtomicU64::new(0),
@@ -127,16 +131,30 @@ impl Fetch {
 
     /// The footer and its weight.
     fn load_footer(&self, pack: &PackId) -> Result<(Arc<Footer>, usize)> {
-        let staged = lock(&self.staged).get(pack).copied();
-        let entry = staged.or_else(|| {
-            self.shared.state().pack(pack).map(|pack| (pack.entry.length, pack.entry.footer_hash))
-        });
-        let Some((length, hash)) = entry else {
+        let Some((length, hash)) = self.entry(pack) else {
             return Err(Error::new(Code::NotFound, format!("pack {pack} is not in the log")));
         };
+        let found = self.stored_footer(pack, length, &hash).or_else(|error| match error.code() {
+            Code::Integrity => self.searched_footer(pack, error),
+            _ => Err(error),
+        });
+        let (trailer, footer) = found?;
+        Ok((Arc::new(footer), trailer.footer_length as usize * 2))
+    }
+
+    /// Length and hash of the footer of a pack, as the log says or whoever staged it.
+    fn entry(&self, pack: &PackId) -> Option<(u64, [u8; 32])> {
+        let staged = lock(&self.staged).get(pack).copied();
+        staged.or_else(|| {
+            self.shared.state().pack(pack).map(|pack| (pack.entry.length, pack.entry.footer_hash))
+        })
+    }
+
+    /// The footer from the end of a pack.
+    fn stored_footer(&self, pack: &PackId, length: u64, hash: &[u8; 32]) -> Result<(Trailer, Footer)> {
         let name = names::pack(pack);
         let tail = self.shared.store.get(&name, length.saturating_sub(TAIL_BYTES)..length)?;
-        let trailer = Trailer::find(&tail, length, &hash)?;
+        let trailer = Trailer::find(&tail, length, hash)?;
         let tail_start = length - tail.len() as u64;
         let read = |at: Range<u64>| {
             let bytes = match at.start.checked_sub(tail_start) {
@@ -147,7 +165,7 @@ impl Fetch {
         };
         let [first, second] = trailer.footers();
         let footer = read(second).or_else(|_damaged| read(first))?;
-        Ok((Arc::new(footer), trailer.footer_length as usize * 2))
+        Ok((trailer, footer))
     }
 
     /// The directory of a group as stored, with the group's header.
@@ -164,8 +182,15 @@ impl Fetch {
         Ok(Sealed { header, bytes: self.block(pack, block)? })
     }
 
-    /// The bytes of a block, checked against the pack's footer.
+    /// The bytes of a block, checked against the pack's footer, or made good by the pack's parity.
     fn block(&self, pack: &PackId, block: &Block) -> Result<Vec<u8>> {
+        self.stored_block(pack, block).or_else(|error| match error.code() {
+            Code::Integrity => self.healed_block(pack, block, error),
+            _ => Err(error),
+        })
+    }
+
+    fn stored_block(&self, pack: &PackId, block: &Block) -> Result<Vec<u8>> {
         let range = block.offset..block.offset + u64::from(block.length);
         let bytes = self.shared.store.get(&names::pack(pack), range)?;
         self.bytes_fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -72,8 +72,9 @@ impl Repository {
     /// What can be copied of a pack, and whether that is all that it should hold. What somebody only claims to be there is
     /// not copied: it would then stand there by a collector's word.
     fn whole_part(&self, pack: &PackState, bad: &Reached) -> Result<(Vec<Wanted>, bool)> {
-        let (mut parts, mut is_whole) = (Vec::new(), true);
         let from = pack.entry.id;
+        // What parity makes good is copied too, and yet the pack must not stay as it is.
+        let (mut parts, mut is_whole) = (Vec::new(), self.fetch.is_as_written(&from)?);
         for group in &pack.entry.groups {
             let readable = repack::readable(&self.fetch, &from, &group.id, &group.segments)?;
             let directory = group.class == Class::Structure

@@ -24,6 +24,7 @@ pub(crate) fn copy(
     emit: &mut dyn FnMut(BuiltPack) -> Result<()>,
     unreadable: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<()> {
+    let parity = fetch.shared().tuning.parity;
     let mut open: Option<PackBuilder> = None;
     for want in wanted {
         let group = match read_group(fetch, want) {
@@ -41,10 +42,10 @@ pub(crate) fn copy(
         if builder.length() >= fetch.shared().tuning.pack_bytes
             && let Some(builder) = open.take()
         {
-            emit(builder.finish())?;
+            emit(builder.finish(parity)?)?;
         }
     }
-    open.map_or(Ok(()), |builder| emit(builder.finish()))
+    open.map_or(Ok(()), |builder| emit(builder.finish(parity)?))
 }
 
 /// What is copied of one group: no more than the pack that it lies in.

@@ -106,7 +106,7 @@ impl Repository {
     ) -> Result<Self> {
         let root = ring.root()?.signing_key();
         ring.writer(Powers::WRITE)?;
-        let config = Config::new(ring.family(), root.verifying_key())?;
+        let config = Config::new(ring.family(), root.verifying_key(), options.tuning.parity)?;
         for bytes in slots {
             put_twice(store.as_ref(), &names::key_slot(&slot::read_header(bytes)?.slot), bytes)?;
         }
@@ -173,7 +173,13 @@ impl Repository {
         };
         let folder = options.state.as_ref().map(|state| memory::folder(state, &config.family));
         let memory = folder.as_deref().map(Memory::new);
-        let shared = Arc::new(Shared::new(ring, log, config.features, folder, options.tuning));
+        let shared = Arc::new(Shared::new(
+            ring,
+            log,
+            config.features,
+            folder,
+            Tuning { parity: config.parity, ..options.tuning },
+        ));
         Self {
             fetch: Arc::new(Fetch::new(Arc::clone(&shared))),
             points: Arc::new(Points::new(Arc::clone(&shared))),

@@ -20,11 +20,13 @@ pub struct Tuning {
     pub pack_bytes: u64,
     /// Packs are registered in the log after so many, so that an interrupted run need not store them again.
     pub register_packs: usize,
+    /// Whether the packs of a repository that is made have parity; one that is there says so itself.
+    pub parity: bool,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { pack_bytes: 32 << 20, register_packs: 64 }
+        Self { pack_bytes: 32 << 20, register_packs: 64, parity: true }
     }
 }
 

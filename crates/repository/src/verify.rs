@@ -9,7 +9,8 @@ use mainstay_core::{Code, Counts, Error, Event, ItemPath, Phase, PointId, Progre
 use crate::fetch::{MetaPages, StructurePages};
 use crate::format::item::{Recipe, StoredItem, path_of_key};
 use crate::format::pack::{
-    BlockKind, Footer, HEADER_BYTES, TRAILERS_BYTES, Trailer, block_digest, check_header,
+    BlockKind, Footer, HEADER_BYTES, PackId, TRAILER_BYTES, TRAILERS_BYTES, Trailer, block_digest,
+    check_header,
 };
 use crate::format::page::{Page, PageKind, PageRef, Visit, for_each_page, visit_pages};
 use crate::format::run::Run;
@@ -47,6 +48,8 @@ pub struct VerifyReport {
     pub lost: BTreeMap<ItemPath, BTreeSet<PointId>>,
     /// Points in which nothing is wrong.
     pub sound: Vec<PointId>,
+    /// Damaged packs in whose place stands now what is whole of them: what [`Repository::set_aside`] said.
+    pub rewritten: u64,
     /// For [`Repository::set_aside`].
     pub(crate) damage: Damage,
 }
@@ -54,6 +57,12 @@ pub struct VerifyReport {
 impl VerifyReport {
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// What is wrong with a pack that loses nothing by it, and should be written anew.
+    fn mendable(&mut self, pack: &PackId, what: &str) {
+        self.degraded.push(format!("pack {pack}: {what}"));
+        self.damage.packs.insert(*pack);
     }
 }
 
@@ -296,7 +305,15 @@ impl Repository {
         if first.is_ok() != second.is_ok() {
             degraded("one of its two footers is damaged");
         }
-        first.or(second)
+        let footer = first.or(second)?;
+        if let Some(parity) = &footer.parity {
+            let at = parity.covered()..parity.covered() + trailer.footer_length + TRAILER_BYTES as u64;
+            let third = store.get(&name, at)?;
+            if Trailer::search(&third, length, &entry.footer_hash).is_none_or(|(found, _)| found != trailer) {
+                findings.report.mendable(id, "the footer before its parity is damaged");
+            }
+        }
+        Ok(footer)
     }
 
     /// `tell` hears how far into the pack the check has come, in bytes, and may end it.
@@ -308,15 +325,24 @@ impl Repository {
         tell: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
         let (id, length, name) = (&entry.id, entry.length, names::pack(&entry.id));
-        let footer = self.verify_ends(entry, findings)?;
+        let footer = match self.verify_ends(entry, findings) {
+            Err(error) if error.code() == Code::Integrity => {
+                let footer = self.fetch.footer(id).map_err(|_lost| error)?;
+                findings.report.mendable(id, "its end is damaged; the footer before its parity is whole");
+                Footer::clone(&footer)
+            }
+            other => other?,
+        };
         if !read_data {
             return Ok(());
         }
+        // A pack may have been cut short, and yet be whole for who knows where its footer is.
+        let stored = self.shared.store.size(&name)?.min(length);
         let mut window: (u64, Vec<u8>) = (0, Vec::new());
         for block in &footer.blocks {
             let (start, end) = (block.offset, block.offset + u64::from(block.length));
             if start < window.0 || end > window.0 + window.1.len() as u64 {
-                let until = (start + READ_BYTES).max(end).min(length);
+                let until = (start + READ_BYTES).max(end).min(stored).max(start);
                 window = (start, self.shared.store.get(&name, start..until)?);
                 findings.report.bytes_read += until - start;
                 tell(start)?;
@@ -327,6 +353,11 @@ impl Repository {
                 continue;
             }
             let Some(group) = footer.groups.get(block.group) else { continue };
+            if self.fetch.healed(id)?.is_some() {
+                let what = format!("it is damaged between bytes {start} and {end}, and parity makes it good");
+                findings.report.mendable(id, &what);
+                continue;
+            }
             findings.problem(format!("pack {id} is damaged between bytes {start} and {end}"));
             findings.report.damage.packs.insert(*id);
             let bad = findings.bad.entry(group.id).or_default();
@@ -334,6 +365,24 @@ impl Repository {
                 BlockKind::Segment => bad.insert(block.ordinal..block.ordinal + 1),
                 BlockKind::Directory => bad.insert(0..u32::MAX),
             }
+        }
+        self.verify_parity(entry, &footer, findings)
+    }
+
+    /// Checks the shards of parity themselves.
+    fn verify_parity(&self, entry: &PackEntry, footer: &Footer, findings: &mut Findings) -> Result<()> {
+        let (id, name, store) = (&entry.id, names::pack(&entry.id), self.shared.store.as_ref());
+        let Some(parity) = &footer.parity else { return Ok(()) };
+        let tail = store.get(&name, entry.length.saturating_sub(TRAILERS_BYTES as u64)..entry.length);
+        // A damaged end was told of already.
+        let Ok(trailer) = tail.and_then(|tail| Trailer::find(&tail, entry.length, &entry.footer_hash)) else {
+            return Ok(());
+        };
+        let shards = parity.shards(trailer.footer_offset);
+        findings.report.bytes_read += shards.end - shards.start;
+        let damaged = parity.damaged_parity(&store.get(&name, shards)?);
+        if damaged > 0 {
+            findings.report.mendable(id, &format!("{damaged} of its shards of parity are damaged"));
         }
         Ok(())
     }

@@ -307,6 +307,64 @@ fn flips(seed: u64, kind: &str, every: usize) {
     }
 }
 
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+/// Damages a pack so that its parity can make it good; then everything comes back, the damage is told of, and a pack
+/// without damage stands in its place after that.
+fn check_made_good(sample: &Sample, name: &str, bytes: Vec<u8>, what: &str) {
+    let blobs = with(&sample.blobs, name, Some(bytes));
+    let seen = check(sample, &blobs, what);
+    let report = seen.report.as_ref().unwrap();
+    assert!(seen.is_whole() && report.problems.is_empty(), "{what}: {:?}", report.problems);
+    let medium = store(&blobs);
+    let open = || open_store(medium.clone(), &sample.ring, &sample.clock).unwrap();
+    let all = VerifyScope { read_data: true, ..VerifyScope::default() };
+    let report = open().verify(&all, &Silent).unwrap();
+    let redundant =
+        report.degraded.iter().all(|what| what.contains("one of its") || what.contains("its header"));
+    assert_eq!(open().set_aside(&report, &Silent).unwrap() == 0, redundant, "{what}: {:?}", report.degraded);
+    if !redundant {
+        let report = open().verify(&all, &Silent).unwrap();
+        assert_eq!((&report.problems, &report.degraded), (&Vec::new(), &Vec::new()), "{what}");
+    }
+}
+
+#[test]
+fn what_parity_covers_is_made_good_wherever_it_is_damaged() {
+    let sample = Sample::with_parity(13);
+    let mut rng = Rng::new(13);
+    for (name, bytes) in sample.blobs.iter().filter(|(name, _)| kind_of(name) == "pack") {
+        let length = bytes.len();
+        let mut at = rng.below(700);
+        while at < length {
+            let mut changed = bytes.to_vec();
+            changed[at] ^= 1 << rng.below(8);
+            check_made_good(&sample, name, changed, &format!("{name} is changed at {at} of {length}"));
+            at += 1 + rng.below(1400);
+        }
+        // What a bad sector takes.
+        for sector in (0..length).step_by(4096).filter(|_| length > 3 * 4096) {
+            let mut changed = bytes.to_vec();
+            changed[sector..(sector + 4096).min(length)].fill(0);
+            let what = format!("{name} has lost the sector at {sector} of {length}");
+            check_made_good(&sample, name, changed, &what);
+        }
+    }
+}
+
+#[test]
+fn what_is_beyond_parity_is_lost_and_named() {
+    let sample = Sample::with_parity(14);
+    for (name, bytes) in sample.blobs.iter().filter(|(name, _)| kind_of(name) == "pack") {
+        for lost in [0..bytes.len() / 2, bytes.len() / 4..bytes.len(), 0..bytes.len()] {
+            let mut changed = bytes.to_vec();
+            changed[lost.clone()].fill(0x5a);
+            let what = format!("{name} of {} bytes has lost {lost:?}", bytes.len());
+            let blobs = with(&sample.blobs, name, Some(changed));
+            check(&sample, &blobs, &what);
+        }
+    }
+}
+
 #[test]
 fn bytes_of_the_configuration_changed() {
     flips(4, "config", 1);

@@ -35,7 +35,7 @@ fn random_trees_come_back_as_they_went_in() {
 #[test]
 fn a_long_run_registers_its_packs_and_an_interrupted_one_need_not_store_them_again() {
     let mut bench = Bench::new(0);
-    let tuning = Tuning { pack_bytes: 2 << 20, register_packs: 2 };
+    let tuning = Tuning { pack_bytes: 2 << 20, register_packs: 2, ..Tuning::default() };
     let small = Options { tuning, ..options(&bench.clock) };
     let unlock = Unlock::Ring(Box::new(bench.ring.clone()));
     bench.repository = Repository::open(Arc::new(bench.store.clone()), &unlock, &small).unwrap();

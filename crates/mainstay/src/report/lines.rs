@@ -389,6 +389,8 @@ pub struct Verified {
     pub packs: u64,
     pub bytes: u64,
     pub damage: u64,
+    /// Damaged packs in whose place stands now what is whole of them, or was made good by their parity.
+    pub rewritten: u64,
     pub seconds: f64,
 }
 

@@ -562,8 +562,14 @@ fn verified(done: &Verified) -> String {
         0 => "sound".to_owned(),
         damage => counted(damage, "problem", "problems"),
     };
+    let rewritten = match done.rewritten {
+        0 => String::new(),
+        packs => {
+            format!("; stored anew what is whole in {}", counted(packs, "damaged pack", "damaged packs"))
+        }
+    };
     format!(
-        "verified {}, {}: {result} ({what}; {} · {})\n",
+        "verified {}, {}: {result}{rewritten} ({what}; {} · {})\n",
         counted(done.points, "point", "points"),
         counted(done.packs, "pack", "packs"),
         bytes(done.bytes),

@@ -42,7 +42,7 @@ pub(super) fn run(arguments: &Init, session: &mut Session) -> Done {
         slots.push(slot::seal_with_passphrase(&ring, &about("passphrase"), &passphrase, Cost::default())?);
         None
     };
-    let repository = create(session, &places, ring, &slots, key_file.as_deref())?;
+    let repository = create(session, &places, ring, &slots, key_file.as_deref(), !arguments.no_parity)?;
     session.report.line(&initialized(&repository, key_file.as_deref(), kit_file.as_deref()));
     let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
     hand_over_kit(session, &kit.print(&page), kit_file.as_deref())?;
@@ -94,7 +94,7 @@ pub(super) fn hand_over_kit(session: &Session, text: &str, file: Option<&Path>) 
 pub(super) fn on_first_use(session: &Session, places: &Places) -> Result<Repository> {
     let ring = KeyRing::create()?;
     let (path, slot) = generated_key(session, places, &ring)?;
-    let repository = create(session, places, ring, &[slot], Some(&path))?;
+    let repository = create(session, places, ring, &[slot], Some(&path), true)?;
     session.report.line(&initialized(&repository, Some(&path), None));
     session.report.note(&format!(
         "this repository is new, and its only key is in {}: without that file everything in it is lost. \
@@ -169,12 +169,15 @@ fn create(
     ring: KeyRing,
     slots: &[Vec<u8>],
     key_file: Option<&Path>,
+    parity: bool,
 ) -> Result<Repository> {
+    let mut options = session.options(places);
+    options.tuning.parity = parity;
     let family = ring.family();
     let made = places
         .make_ready()
         .and_then(|()| store::create(&places.repository))
-        .and_then(|store| Repository::create(Arc::clone(&store), ring, slots, &session.options(places)));
+        .and_then(|store| Repository::create(Arc::clone(&store), ring, slots, &options));
     if made.is_err()
         && let Some(path) = key_file
         && !is_there(places, &family)

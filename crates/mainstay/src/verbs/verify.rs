@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Verify, session: &mut Session) -> Done {
         }));
     }
     for what in &report.degraded {
-        session.report.note(&format!("one copy is damaged, nothing is lost: {what}"));
+        session.report.note(&format!("damaged, and nothing is lost: {what}"));
     }
     for (path, points) in &report.lost {
         let lines::Path { path, path_base64 } = lines::Path::of(path);
@@ -47,6 +47,7 @@ pub(super) fn run(arguments: &Verify, session: &mut Session) -> Done {
         packs: report.packs,
         bytes: report.bytes_read,
         damage: number(report.problems.len()),
+        rewritten: report.rewritten,
         seconds: session.seconds_since(began),
     }));
     if report.is_sound() {

@@ -5,6 +5,7 @@ pub(crate) mod directory;
 pub(crate) mod item;
 pub(crate) mod pack;
 pub(crate) mod page;
+pub(crate) mod parity;
 pub(crate) mod point;
 pub(crate) mod run;
 pub(crate) mod segment;

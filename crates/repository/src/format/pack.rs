@@ -6,6 +6,7 @@ use std::ops::Range;
 use mainstay_core::{DomainId, Error, Id16, Result, WriterId};
 
 use crate::codec::{Decoder, Encode as _};
+use crate::format::parity::{self, Parity};
 use crate::format::segment::{Class, GroupId};
 use crate::ranges::Ranges;
 
@@ -93,6 +94,7 @@ pub(crate) struct Block {
 pub(crate) struct Footer {
     pub(crate) groups: Vec<GroupHeader>,
     pub(crate) blocks: Vec<Block>,
+    pub(crate) parity: Option<Parity>,
 }
 
 impl Footer {
@@ -129,9 +131,10 @@ impl Footer {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        // No parity. Other schemes put their shards between the blocks and the footer.
-        out.u8(PARITY_NONE);
-        out.bytes(&[]);
+        out.u8(self.parity.as_ref().map_or(PARITY_NONE, |_| parity::SCHEME));
+        let mut parameters = Vec::new();
+        self.parity.iter().for_each(|parity| parity.encode(&mut parameters));
+        out.bytes(&parameters);
         out.varint(self.groups.len() as u64);
         self.groups.iter().for_each(|group| group.encode(&mut out));
         out.varint(self.blocks.len() as u64);
@@ -149,9 +152,10 @@ impl Footer {
     /// `end` is where the footer starts: no block reaches beyond it, and none overlaps another.
     fn decode(bytes: &[u8], end: u64) -> Result<Self> {
         let mut input = Decoder::new("pack footer", bytes);
-        // Parity repairs; whoever does not know the scheme reads without it.
-        let (_scheme, _parameters) = (input.u8()?, input.bytes()?);
-        let mut footer = Self::default();
+        // Parity repairs; what is not known or makes no sense is read without it.
+        let (scheme, parameters) = (input.u8()?, input.bytes()?);
+        let parity = (scheme == parity::SCHEME).then(|| Parity::decode(parameters, end).ok()).flatten();
+        let mut footer = Self { parity, ..Self::default() };
         for _ in 0..input.count(50)? {
             footer.groups.push(GroupHeader::decode(&mut input)?);
         }
@@ -245,9 +249,21 @@ impl PackBuilder {
         self.length
     }
 
-    pub(crate) fn finish(mut self) -> BuiltPack {
+    /// With `parity`, shards that make damage good, and a third footer and trailer before them: the others lie next to
+    /// each other, where one damaged sector may take them all.
+    pub(crate) fn finish(mut self, parity: bool) -> Result<BuiltPack> {
+        let mut shards = Vec::new();
+        if parity {
+            let (made, bytes) = Parity::make(&self.parts)?;
+            self.footer.parity = Some(made);
+            shards = bytes;
+        }
         let footer = self.footer.encode();
         let footer_hash = *blake3::hash(&footer).as_bytes();
+        if parity {
+            self.length += (footer.len() + TRAILER_BYTES) as u64;
+            self.length += shards.iter().map(|shard| shard.len() as u64).sum::<u64>();
+        }
         let mut trailer = Vec::with_capacity(TRAILER_BYTES);
         trailer.fixed(TRAILER_MAGIC);
         trailer.u16(VERSION);
@@ -257,8 +273,13 @@ impl PackBuilder {
         trailer.fixed(&footer_hash);
         trailer.resize(TRAILER_BYTES, 0);
         self.length += (2 * footer.len() + TRAILERS_BYTES) as u64;
+        if parity {
+            self.parts.extend([footer.clone(), trailer.clone()]);
+            self.parts.extend(shards);
+        }
         self.parts.extend([footer.clone(), footer, trailer.clone(), trailer]);
-        BuiltPack { id: self.id, parts: self.parts, length: self.length, footer_hash, footer: self.footer }
+        let Self { id, parts, length, footer, .. } = self;
+        Ok(BuiltPack { id, parts, length, footer_hash, footer })
     }
 }
 
@@ -283,6 +304,19 @@ impl Trailer {
             }
         }
         Err(failed)
+    }
+
+    /// A trailer of the footer with this hash and right behind that footer, anywhere in a whole pack: what is left when the
+    /// end of the pack is not.
+    pub(crate) fn search(pack: &[u8], pack_length: u64, footer_hash: &[u8; 32]) -> Option<(Self, Footer)> {
+        let places =
+            (0..pack.len()).filter(|at| pack.get(*at..).is_some_and(|rest| rest.starts_with(TRAILER_MAGIC)));
+        places.into_iter().find_map(|at| {
+            let trailer = Self::decode(pack.get(at..at + TRAILER_BYTES)?, pack_length).ok()?;
+            let footer = pack.get(at.checked_sub(trailer.footer_length as usize)?..at)?;
+            let known = trailer.footer_hash == *footer_hash;
+            known.then(|| trailer.footer(footer).ok()).flatten().map(|footer| (trailer, footer))
+        })
     }
 
     /// Both trailers, each by itself.
@@ -347,7 +381,7 @@ mod tests {
     use crate::hostile::feed;
     use mainstay_core::Id16;
 
-    fn built() -> (Vec<u8>, super::Footer, [u8; 32]) {
+    fn built(parity: bool) -> (Vec<u8>, super::Footer, [u8; 32]) {
         let mut builder = PackBuilder::new(Id16([1; 16]));
         let group = builder.add_group(GroupHeader {
             id: Id16([2; 16]),
@@ -358,7 +392,7 @@ mod tests {
         });
         builder.push(group, BlockKind::Segment, 0, vec![6; 4096]);
         builder.push(group, BlockKind::Directory, 0, vec![7; 99]);
-        let pack = builder.finish();
+        let pack = builder.finish(parity).unwrap();
         (pack.parts.concat(), pack.footer, pack.footer_hash)
     }
 
@@ -370,7 +404,7 @@ mod tests {
 
     #[test]
     fn no_single_damage_takes_the_footer_away() {
-        let (bytes, footer, hash) = built();
+        let (bytes, footer, hash) = built(false);
         for index in 0..bytes.len() {
             let mut bytes = bytes.clone();
             bytes[index] ^= 1;
@@ -378,9 +412,27 @@ mod tests {
         }
     }
 
+    /// As wide as a sector: the end of a small pack.
+    #[test]
+    fn a_footer_before_the_parity_is_there_when_the_end_is_not() {
+        let (bytes, footer, hash) = built(true);
+        let length = bytes.len() as u64;
+        assert_eq!(read(&bytes, &hash).unwrap(), footer);
+        for lost in [1000, 4096] {
+            let mut damaged = bytes.clone();
+            let end = damaged.len() - lost;
+            damaged[end..].fill(0);
+            assert!(read(&damaged, &hash).is_err());
+            assert_eq!(Trailer::search(&damaged, length, &hash).unwrap().1, footer);
+            assert_eq!(Trailer::search(&damaged[..end], length, &hash).unwrap().1, footer);
+        }
+        assert!(Trailer::search(&bytes, length, &[0; 32]).is_none());
+        assert!(Trailer::search(&bytes, length - 1, &hash).is_none());
+    }
+
     #[test]
     fn nothing_else_is_taken_for_the_footer() {
-        let (bytes, _, hash) = built();
+        let (bytes, _, hash) = built(false);
         assert!(Trailer::find(&bytes, bytes.len() as u64 + 1, &hash).is_err());
         assert!(Trailer::find(&bytes, bytes.len() as u64, &[0; 32]).is_err());
         for length in 0..bytes.len() {
@@ -390,7 +442,7 @@ mod tests {
 
     #[test]
     fn parity_and_fields_of_later_versions_are_passed_over() {
-        let (_, footer, _) = built();
+        let (_, footer, _) = built(false);
         let mut bytes = footer.encode();
         assert_eq!(bytes[..2], [0, 0]);
         bytes.splice(..2, [7, 3, 1, 2, 3]);
@@ -400,7 +452,7 @@ mod tests {
 
     #[test]
     fn hostile_packs_are_errors() {
-        let (bytes, footer, hash) = built();
+        let (bytes, footer, hash) = built(false);
         feed(&bytes[4096..], 1 << 20, |bytes| {
             let _either = Trailer::find(bytes, bytes.len() as u64 + 4096, &hash);
             let _either = super::check_header(bytes, &Id16([1; 16]));

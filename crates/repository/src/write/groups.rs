@@ -227,7 +227,8 @@ impl Groups {
             let tags = filling.directory.chunks().iter().map(|(id, _)| tag(&id.0)).collect();
             self.tags.insert(*group, GroupTags { group: *group, class: header.class, tags });
         }
-        self.upload(filling.builder.finish())
+        let pack = filling.builder.finish(self.shared.tuning.parity)?;
+        self.upload(pack)
     }
 
     /// Stores a pack; it is registered with the next commit.

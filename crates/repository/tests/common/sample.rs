@@ -109,15 +109,20 @@ fn collect(repository: &Repository, grace: Duration) -> u64 {
 
 impl Sample {
     pub(crate) fn new(seed: u64) -> Self {
-        Self::make(seed, false)
+        Self::make(seed, false, false)
     }
 
     /// With a pack that was repacked; larger.
     pub(crate) fn with_repacked_pack(seed: u64) -> Self {
-        Self::make(seed, true)
+        Self::make(seed, true, false)
     }
 
-    fn make(seed: u64, repacked: bool) -> Self {
+    /// As [`Sample::with_repacked_pack`], with parity.
+    pub(crate) fn with_parity(seed: u64) -> Self {
+        Self::make(seed, true, true)
+    }
+
+    fn make(seed: u64, repacked: bool, parity: bool) -> Self {
         let (store, clock, ring) = (MemoryStore::new(), clock(), KeyRing::create().unwrap());
         let kit = Kit::generate(&ring.family()).unwrap();
         let about = |label: &str| About { label: label.into(), created: Time::default() };
@@ -126,7 +131,9 @@ impl Sample {
             kit.seal_slot(&ring, &about("kit")).unwrap(),
         ];
         let shared = std::sync::Arc::new(store.clone());
-        let repository = Repository::create(shared, ring.clone(), &slots, &options(&clock)).unwrap();
+        let mut options = options(&clock);
+        options.tuning.parity = parity;
+        let repository = Repository::create(shared, ring.clone(), &slots, &options).unwrap();
         let mut history = vec![store.snapshot()];
         let mut made = Vec::new();
         for version in 0..4 {

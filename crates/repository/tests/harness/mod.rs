@@ -120,7 +120,10 @@ pub(crate) fn check_small_objects(repository: &Repository, store: &dyn BlobStore
 
 /// So little goes into a pack, and so few packs into a registration, that a small backup makes several.
 pub(crate) fn small(clock: &ScriptedClock) -> Options {
-    Options { tuning: Tuning { pack_bytes: 64 << 10, register_packs: 2 }, ..options(clock) }
+    Options {
+        tuning: Tuning { pack_bytes: 64 << 10, register_packs: 2, ..Tuning::default() },
+        ..options(clock)
+    }
 }
 
 /// Another process on the same medium.

@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod record;
 pub mod restore;
 pub mod retention;
+pub mod sqlite;
 pub mod status;
 pub mod undo;
 pub mod verify;

@@ -6,7 +6,8 @@ pub mod files;
 pub mod postgres;
 pub mod process;
 pub mod sandbox;
+pub mod sqlite;
 pub mod vm;
 
 /// The kinds of workload that this build knows, by the name that recovery points carry.
-pub const WORKLOADS: &[&str] = &[files::KIND, postgres::KIND, vm::KIND];
+pub const WORKLOADS: &[&str] = &[files::KIND, postgres::KIND, sqlite::KIND, vm::KIND];

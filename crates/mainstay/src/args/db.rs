@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-const SERVER_HELP: &str =
-    "The server: postgres://USER@HOST:PORT, or postgres:///?host=/var/run/postgresql for a socket";
+const SERVER_HELP: &str = "The server: postgres://USER@HOST:PORT, or postgres:///?host=/var/run/postgresql for a socket; or sqlite:PATH, a \
+     database, a directory of them, or a pattern such as '/srv/*/app.db'";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Db {
@@ -85,6 +85,7 @@ pub(crate) struct DbStatus {
   mainstay db restore shop --to /var/lib/postgresql/15/again
   mainstay db restore shop --to /srv/pg --at '2026-11-22 10:41:07+01:00'
   mainstay db restore shop --to /srv/pg --lsn 1A/2B3C4D5E
+  mainstay db restore app --to /srv/app --position 3:427
 
 Start PostgreSQL of the same major version on the directory: it recovers to the moment chosen and opens for writing.
 Tablespaces come to lie beside the directory. The lines that Mainstay adds at the end of postgresql.auto.conf can go
@@ -107,6 +108,12 @@ pub(crate) struct DbRestore {
     /// Stop as soon as the files are consistent
     #[arg(long, group = "until")]
     pub consistent: bool,
+    /// The commit after which to stop, as `mainstay db status` writes places (SQLite)
+    #[arg(long, value_name = "PLACE", group = "until")]
+    pub position: Option<String>,
+    /// Only this database of several (SQLite)
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
     /// Say what would be restored; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,

@@ -124,6 +124,19 @@ pub struct Drilled {
     pub bytes_whole: u64,
 }
 
+/// A SQLite database was written out and checked.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct DatabaseRestored {
+    pub point: String,
+    pub workload: String,
+    pub database: String,
+    pub directory: String,
+    /// The commit it is at, as far as its log tells.
+    pub place: Option<String>,
+    /// What SQLite's own check found.
+    pub damage: Vec<String>,
+}
+
 /// As people read them; `None` for lines of other things.
 pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
     Some(match line {
@@ -131,6 +144,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::ClusterRestored(done) => restored(done),
         Line::Following(line) => following(line),
         Line::Recoverable(span) => recoverable(span, zone),
+        Line::DatabaseRestored(done) => database_restored(done),
         Line::Hole(missing) => hole(missing, zone),
         Line::ClusterOpened(line) => opened(line),
         Line::ClusterClosed(line) => {
@@ -228,4 +242,11 @@ fn drilled(line: &Drilled) -> String {
         line.seconds,
         cost(line.bytes_fetched, line.bytes_read, line.bytes_whole)
     )
+}
+
+fn database_restored(line: &DatabaseRestored) -> String {
+    let place = line.place.as_ref().map(|place| format!(" · as of {place}")).unwrap_or_default();
+    let sound = if line.damage.is_empty() { " · sound" } else { " · DAMAGED" };
+    let damage: String = line.damage.iter().map(|what| format!("  {}\n", clean(what))).collect();
+    format!("{} in {}{place}{sound}\n{damage}", clean(&line.database), clean(&line.directory))
 }

@@ -96,6 +96,8 @@ pub enum Line {
     ClusterCaptured(databases::ClusterCaptured),
     /// A cluster was written out.
     ClusterRestored(databases::ClusterRestored),
+    /// A database was written out.
+    DatabaseRestored(databases::DatabaseRestored),
     /// The log of a cluster is followed.
     Following(databases::Following),
     /// A span within which any moment can be recovered.

@@ -66,6 +66,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         }
         Line::ClusterCaptured(_)
         | Line::ClusterRestored(_)
+        | Line::DatabaseRestored(_)
         | Line::Following(_)
         | Line::Recoverable(_)
         | Line::Hole(_)

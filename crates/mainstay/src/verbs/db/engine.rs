@@ -1,18 +1,20 @@
 //! Which kind of database an address or a workload is of.
 
-use mainstay_core::{Code, Error, Result};
-use mainstay_engine::postgres;
+use mainstay_core::{Code, Error, Result, WorkloadRef};
+use mainstay_engine::{postgres, sqlite};
 use mainstay_repository::{PointInfo, Repository};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Engine {
     Postgres,
+    Sqlite,
 }
 
 /// Schemes of addresses, and what answers to them.
-const SCHEMES: &[(&str, Engine)] = &[("postgres", Engine::Postgres), ("postgresql", Engine::Postgres)];
+const SCHEMES: &[(&str, Engine)] =
+    &[("postgres", Engine::Postgres), ("postgresql", Engine::Postgres), ("sqlite", Engine::Sqlite)];
 
-const KINDS: &[(&str, Engine)] = &[(postgres::KIND, Engine::Postgres)];
+const KINDS: &[(&str, Engine)] = &[(postgres::KIND, Engine::Postgres), (sqlite::KIND, Engine::Sqlite)];
 
 impl Engine {
     /// By the scheme of an address.
@@ -21,21 +23,24 @@ impl Engine {
         let known = SCHEMES.iter().find(|(name, _)| *name == scheme);
         known.map(|(_, engine)| *engine).ok_or_else(|| {
             Error::new(Code::Usage, "this is not the address of a database that Mainstay knows")
-                .hint("write it as postgres://USER@HOST:PORT/DATABASE, or postgres:///?host=/var/run/postgresql for a socket")
+                .hint("write it as postgres://USER@HOST:PORT/DATABASE, postgres:///?host=/var/run/postgresql or sqlite:PATH")
         })
     }
 
-    /// By the newest point or the journal of a workload of that name.
-    pub(super) fn of_workload(name: &str, points: &[PointInfo], repository: &Repository) -> Result<Self> {
-        let kinds = points.iter().rev().map(|point| point.workload.clone());
-        let kinds = kinds.filter(|workload| workload.name == name).map(|workload| workload.kind.0);
-        if let Some(engine) = kinds.filter_map(|kind| Self::of_kind(&kind)).next() {
-            return Ok(engine);
-        }
+    /// Of the newest point or the journal of a workload of that name, which comes with it.
+    pub(super) fn of_workload(
+        name: &str,
+        points: &[PointInfo],
+        repository: &Repository,
+    ) -> Result<(Self, WorkloadRef)> {
         let journals = repository.journals()?;
-        let workloads = journals.iter().map(|journal| &journal.stream().workload);
-        let mut kinds = workloads.filter(|workload| workload.name == name).map(|workload| &*workload.kind.0);
-        kinds.find_map(Self::of_kind).ok_or_else(|| {
+        let pointed = points.iter().rev().map(|point| &point.workload);
+        let mut all = pointed.chain(journals.iter().map(|journal| &journal.stream().workload));
+        let found = all.find_map(|workload| {
+            let engine = Self::of_kind(&workload.kind.0).filter(|_| workload.name == name)?;
+            Some((engine, workload.clone()))
+        });
+        found.ok_or_else(|| {
             Error::new(Code::NotFound, format!("there is no point of a database {name:?}"))
                 .hint("mainstay points shows what there is")
         })

@@ -8,6 +8,7 @@ mod moment;
 pub(super) mod open;
 mod restore;
 mod server;
+mod sqlite;
 mod status;
 
 use super::Done;
@@ -19,15 +20,18 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
     match verb {
         Db::Backup(arguments) => match Engine::of_address(&arguments.server.server)? {
             Engine::Postgres => backup::run(&arguments, session),
+            Engine::Sqlite => sqlite::backup(&arguments, session),
         },
         Db::Follow(arguments) => match Engine::of_address(&arguments.server.server)? {
             Engine::Postgres => follow::run(&arguments, session),
+            Engine::Sqlite => sqlite::follow(&arguments, session),
         },
         Db::Status(arguments) => status::run(&arguments, session),
         Db::Restore(arguments) => {
             let repository = session.open()?;
             match Engine::of_workload(&arguments.workload, &repository.points()?, &repository)? {
-                Engine::Postgres => restore::run(&arguments, &repository, session),
+                (Engine::Postgres, _) => restore::run(&arguments, &repository, session),
+                (Engine::Sqlite, workload) => sqlite::restore(&arguments, &workload, &repository, session),
             }
         }
         Db::Drill(arguments) => drill::run(&arguments, session),

@@ -1,10 +1,12 @@
 //! `mainstay db status`.
 
 use mainstay_core::{Code, Error, Position, Time};
-use mainstay_engine::postgres::{KIND, intervals};
+use mainstay_engine::postgres::intervals;
 use mainstay_workloads::postgres::Lsn;
 
 use super::super::Done;
+use super::engine::Engine;
+use super::sqlite;
 use crate::args::DbStatus;
 use crate::report::databases::{Hole, Recoverable};
 use crate::report::lines::{Line, stamp};
@@ -13,7 +15,7 @@ use crate::session::Session;
 pub(super) fn run(arguments: &DbStatus, session: &mut Session) -> Done {
     let repository = session.open()?;
     let mut points = repository.points()?;
-    points.retain(|point| point.workload.kind.0 == KIND);
+    points.retain(|point| Engine::of_kind(&point.workload.kind.0).is_some());
     let journals = repository.journals()?;
     let mut workloads: Vec<_> = journals.iter().map(|journal| journal.stream().workload.clone()).collect();
     workloads.extend(points.iter().map(|point| point.workload.clone()));
@@ -21,9 +23,13 @@ pub(super) fn run(arguments: &DbStatus, session: &mut Session) -> Done {
     workloads.dedup();
     workloads.retain(|workload| arguments.workload.as_ref().is_none_or(|name| *name == workload.name));
     if let (Some(name), true) = (&arguments.workload, workloads.is_empty()) {
-        return Err(Error::new(Code::NotFound, format!("there is no cluster {name:?} in this repository")));
+        return Err(Error::new(Code::NotFound, format!("there is no database {name:?} in this repository")));
     }
     for workload in workloads {
+        if Engine::of_kind(&workload.kind.0) == Some(Engine::Sqlite) {
+            sqlite::status(&workload, &journals, &repository, session)?;
+            continue;
+        }
         for (log, span) in intervals(&points, &journals, &workload.id) {
             session.report.line(&Line::Recoverable(Recoverable {
                 workload: workload.name.clone(),

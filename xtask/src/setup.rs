@@ -47,6 +47,7 @@ const TESTS: &[Package] = &[
     ("mtools", "mcopy, fills FAT file systems where the kernel knows none, and reads them for comparison"),
     ("ntfs-3g", "mkntfs and ntfs-3g, for images that are read without mounting"),
     ("postgresql", "servers of the tests' own, and PostgreSQL's programs as judges of what was restored"),
+    ("sqlite3", "SQLite's shell, the program that databases of the tests belong to"),
     ("util-linux", "setpriv, because PostgreSQL does not run as root"),
     ("xfsprogs", "mkfs.xfs, for images that are read without mounting"),
 ];

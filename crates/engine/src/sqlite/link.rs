@@ -51,11 +51,8 @@ fn within(
         let same = base.end.is_none_or(|end| (end.salts, end.frame) == (last.salts, last.frame));
         return Ok(same.then(|| (stretch.end.clone(), 0)));
     }
-    for change in journal.read(from)? {
+    for change in changes(journal, from, stretch)? {
         let change = change?;
-        if change.start >= stretch.end {
-            break;
-        }
         if let Some(found) = fits(base, &change) {
             return Ok(Some(found));
         }
@@ -77,4 +74,20 @@ fn fits(base: &Base, change: &Change) -> Option<(Position, u32)> {
         return Some((change.end.clone(), state.frame));
     }
     (end.salts == state.salts && end.frame > state.frame).then(|| (change.start.clone(), state.frame))
+}
+
+/// The changes of a stretch from a position on.
+pub(super) fn changes<'a>(
+    journal: &'a Journal,
+    from: &Position,
+    stretch: &'a Stretch,
+) -> Result<impl Iterator<Item = Result<Change>> + 'a> {
+    // Behind its end there may be a hole, which nobody asks for.
+    let mut ended = *from >= stretch.end;
+    let all = if ended { None } else { Some(journal.read(from)?) };
+    Ok(all.into_iter().flatten().take_while(move |change| {
+        let goes_on = !ended;
+        ended = change.as_ref().is_ok_and(|change| change.end >= stretch.end);
+        goes_on
+    }))
 }

@@ -7,15 +7,15 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mainstay_core::{
-    Change, Code, Counts, Error, Event, ItemPath, Phase, Piece, Position, Progress, Result, StreamReader,
-    Time, WorkloadId,
+    Change, Code, Counts, Error, Event, ItemPath, Phase, Piece, Progress, Result, StreamReader, Time,
+    WorkloadId,
 };
 use mainstay_repository::{Entry, Journal, PointInfo, PointReader, Repository};
 use mainstay_workloads::sqlite::{
     Base, DESCRIPTION, Database, Description, KIND, Place, Replay, last_commit,
 };
 
-use super::link::{Link, link};
+use super::link::{self, Link, link};
 
 const DESCRIPTION_BYTES_MAX: usize = 16 << 20;
 const LOG_HEADER_BYTES: usize = 32;
@@ -423,9 +423,7 @@ fn changes<'a>(
     journal: &'a Journal,
     link: &'a Link,
 ) -> Result<impl Iterator<Item = Result<(Change, Place)>> + 'a> {
-    let end: &Position = &link.stretch.end;
-    let all = journal.read(&link.from)?;
-    let within = all.take_while(move |change| change.as_ref().map_or(true, |change| change.start < *end));
+    let within = link::changes(journal, &link.from, &link.stretch)?;
     Ok(within.map(|change| {
         let change = change?;
         let end =

@@ -19,7 +19,7 @@ const LOOK_BYTES: usize = 8 << 20;
 /// The log is moved into the file when it is so long, as SQLite itself would do by default (in frames)…
 const FRAMES_MAX: u32 = 1000;
 /// … but tried no more often than this, since writers wait meanwhile.
-const RESTART_EVERY: Duration = Duration::from_secs(2);
+const RESTART_EVERY: Duration = Duration::from_millis(250);
 
 /// What is read while writers wait, at most: so many changes of up to 1 MiB.
 const REST_CHANGES_MAX: usize = 64;
@@ -171,19 +171,17 @@ impl ChangeStream for WalLog {
         if let Some(change) = self.ready.pop_front() {
             return Ok(Some(change));
         }
-        if self.look()? {
-            if self.sure {
-                // So that others can move what was read into the file.
-                match self.database.hold_newest() {
-                    Err(error) if error.code() == Code::Conflict => {}
-                    held => held?,
-                }
+        let has_grown = self.look()?;
+        if has_grown && self.sure {
+            // So that others can move what was read into the file.
+            match self.database.hold_newest() {
+                Err(error) if error.code() == Code::Conflict => {}
+                held => held?,
             }
-        } else {
-            self.settle()?;
-            if self.ready.is_empty() {
-                self.clock.sleep(LOOK_EVERY);
-            }
+        }
+        self.settle()?;
+        if self.ready.is_empty() {
+            self.clock.sleep(LOOK_EVERY);
         }
         Ok(self.ready.pop_front())
     }

@@ -38,6 +38,7 @@ const TESTS: &[Package] = &[
     ("diffutils", "diff, the demo's judge of what was restored"),
     ("dosfstools", "mkfs.fat, for images that are read without mounting"),
     ("e2fsprogs", "mkfs.ext4 and e2fsck, for small disks that fill up and lose power, and for guests"),
+    ("erofs-utils", "mkfs.erofs, for a volume that only the kernel reads"),
     ("fdisk", "sfdisk, a second opinion on partition tables"),
     ("gdisk", "sgdisk, partitions the disks of guests"),
     ("kmod", "modprobe, finds the drivers that the small guest needs"),
@@ -48,6 +49,7 @@ const TESTS: &[Package] = &[
     ("ntfs-3g", "mkntfs and ntfs-3g, for images that are read without mounting"),
     ("postgresql", "servers of the tests' own, and PostgreSQL's programs as judges of what was restored"),
     ("sqlite3", "SQLite's shell, the program that databases of the tests belong to"),
+    ("squashfs-tools", "mksquashfs, likewise"),
     ("util-linux", "setpriv, because PostgreSQL does not run as root"),
     ("xfsprogs", "mkfs.xfs, for images that are read without mounting"),
 ];

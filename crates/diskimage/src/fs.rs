@@ -55,6 +55,29 @@ pub enum Other {
 }
 
 impl Other {
+    /// Whether it is something that a kernel may know how to mount.
+    pub const fn may_be_mounted(self) -> bool {
+        match self {
+            Self::Empty
+            | Self::Swap
+            | Self::LvmPhysicalVolume
+            | Self::Luks
+            | Self::Zfs
+            | Self::RaidMember
+            | Self::BitLocker => false,
+            Self::ExFat
+            | Self::F2fs
+            | Self::Bcachefs
+            | Self::Reiserfs
+            | Self::Squashfs
+            | Self::Erofs
+            | Self::Iso9660
+            | Self::ReFs
+            | Self::Apfs
+            | Self::Unknown => true,
+        }
+    }
+
     pub const ALL: &'static [Self] = &[
         Self::Empty,
         Self::Swap,
@@ -108,11 +131,13 @@ pub enum FsKind {
     Btrfs,
     Ntfs,
     Fat,
+    /// One that no reader here knows, and the kernel does.
+    Kernel,
 }
 
 impl FsKind {
     pub const ALL: &'static [Self] =
-        &[Self::Ext2, Self::Ext3, Self::Ext4, Self::Xfs, Self::Btrfs, Self::Ntfs, Self::Fat];
+        &[Self::Ext2, Self::Ext3, Self::Ext4, Self::Xfs, Self::Btrfs, Self::Ntfs, Self::Fat, Self::Kernel];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -123,6 +148,7 @@ impl FsKind {
             Self::Btrfs => "btrfs",
             Self::Ntfs => "ntfs",
             Self::Fat => "fat",
+            Self::Kernel => "mounted by the kernel",
         }
     }
 }

@@ -12,7 +12,7 @@ mod vm;
 
 pub(crate) use copies::{Drill, Moment, Open, Private};
 pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
-pub(crate) use inside::Inside;
+pub(crate) use inside::{Inside, Within};
 pub(crate) use vm::{
     Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRecover, VmRestore,
     VmRun,
@@ -337,7 +337,7 @@ pub(crate) struct Find {
     #[arg(long, short)]
     pub ignore_case: bool,
     #[command(flatten)]
-    pub inside: Inside,
+    pub inside: Within,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -406,7 +406,7 @@ pub(crate) struct Restore {
     #[arg(long, short)]
     pub yes: bool,
     #[command(flatten)]
-    pub inside: Inside,
+    pub inside: Within,
 }
 
 #[derive(Args, Debug)]
@@ -438,7 +438,7 @@ pub(crate) struct Ls {
     #[arg(long)]
     pub image_only: bool,
     #[command(flatten)]
-    pub inside: Inside,
+    pub inside: Within,
 }
 
 #[derive(Args, Debug)]
@@ -451,7 +451,7 @@ pub(crate) struct Cat {
     #[arg(long)]
     pub image_only: bool,
     #[command(flatten)]
-    pub inside: Inside,
+    pub inside: Within,
 }
 
 #[derive(Args, Debug)]
@@ -479,7 +479,7 @@ pub(crate) struct Mount {
     #[arg(long)]
     pub image_only: bool,
     #[command(flatten)]
-    pub inside: Inside,
+    pub inside: Within,
 }
 
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use mainstay_core::{Blocks, Result};
 use mainstay_diskimage::fs::{self, Opened};
 use mainstay_diskimage::sandbox::Sandbox;
 use mainstay_diskimage::volume::{Secret, VolumeId};
-use mainstay_engine::vm::Inside;
+use mainstay_engine::vm::{Inside, or_by_kernel};
 use zeroize::Zeroizing;
 
 use crate::args;
@@ -23,6 +23,8 @@ pub(crate) struct Looking {
     passphrase: Option<Zeroizing<Vec<u8>>>,
     /// `None` where the images are trusted.
     sandbox: Option<Sandbox>,
+    /// What no reader of ours knows is mounted.
+    kernel_mount: bool,
 }
 
 impl Looking {
@@ -35,7 +37,13 @@ impl Looking {
         }
         let passphrase = secrets::volume_passphrase(doors, arguments.ask_volume_passphrase)?;
         let sandbox = (!arguments.unconfined).then(|| Sandbox::new([crate::PARSER]));
-        Ok(Self { files, passphrase, sandbox })
+        Ok(Self { files, passphrase, sandbox, kernel_mount: false })
+    }
+
+    /// As [`Looking::new`], for whoever looks at files, and perhaps through the kernel.
+    pub(crate) fn within(arguments: &args::Within, doors: &mut Doors) -> Result<Self> {
+        let looking = Self::new(&arguments.inside, doors)?;
+        Ok(Self { kernel_mount: arguments.kernel_mount, ..looking })
     }
 
     /// Calls `look` with what it takes to look into disks.
@@ -54,10 +62,14 @@ impl Looking {
     }
 
     fn open(&self, volume: Arc<dyn Blocks>) -> Result<Opened> {
-        match &self.sandbox {
+        let open = |volume| match &self.sandbox {
             Some(sandbox) => sandbox.open(volume),
             None => fs::open(volume),
+        };
+        if !self.kernel_mount {
+            return open(volume);
         }
+        or_by_kernel(open(Arc::clone(&volume)), volume, &std::env::temp_dir())
     }
 }
 

@@ -101,7 +101,7 @@ impl Session {
         &mut self,
         text: &str,
         image_only: bool,
-        inside: &args::Inside,
+        within: &args::Within,
     ) -> Result<(Repository, Arc<dyn PointView>)> {
         let repository = self.open()?;
         let points = repository.points()?;
@@ -110,7 +110,7 @@ impl Session {
         if point.workload.kind.0 != vm::KIND {
             return Ok((repository, Arc::new(reader)));
         }
-        let looking = Looking::new(inside, &mut self.doors)?;
+        let looking = Looking::within(within, &mut self.doors)?;
         let view = looking.with(|inside| MachineView::open(reader, inside))?;
         for note in view.notes() {
             self.report.say(note);

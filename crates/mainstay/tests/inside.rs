@@ -338,3 +338,76 @@ fn every_file_of_every_file_system_of_a_large_sparse_disk_comes_back_through_the
         tool("cmp", &[lab.text("tree/large").as_str(), restored.join("large").to_str().unwrap()]);
     }
 }
+
+/// Whether this kernel knows a file system by this name.
+fn kernel_knows(kind: &str) -> bool {
+    std::fs::read_to_string("/proc/filesystems").unwrap().lines().any(|line| line.trim() == kind)
+}
+
+/// A disk with the machine's root, and a volume that no reader of ours knows.
+#[test]
+fn what_no_reader_knows_is_read_by_the_kernel_when_that_is_asked_for() {
+    if !rustix::process::geteuid().is_root() {
+        println!("NOT RUN: mounting volumes needs a privilege; run this test as root");
+        return;
+    }
+    for (kind, program) in [("squashfs", "mksquashfs"), ("erofs", "mkfs.erofs")] {
+        if !kernel_knows(kind) {
+            println!("NOT RUN: this kernel knows no {kind}");
+            continue;
+        }
+        let lab = Lab::new();
+        let tree = lab.at("other");
+        std::fs::create_dir_all(tree.join("deep/er")).unwrap();
+        let content = Rng::new(9).bytes(3 << 20);
+        std::fs::write(tree.join("deep/er/big"), &content).unwrap();
+        std::fs::write(tree.join("mode"), "x").unwrap();
+        std::fs::set_permissions(tree.join("mode"), std::os::unix::fs::PermissionsExt::from_mode(0o4751))
+            .unwrap();
+        std::os::unix::fs::symlink("deep", tree.join("link")).unwrap();
+        std::os::unix::fs::chown(tree.join("mode"), Some(1234), Some(4321)).unwrap();
+        tool("setfattr", &["-n", "user.note", "-v", "kept", tree.join("deep").to_str().unwrap()]);
+        // Whole seconds are what all of these keep.
+        for path in ["", "deep", "deep/er", "deep/er/big", "mode", "link"] {
+            tool("touch", &["-h", "-d", "2026-01-02 03:04:05", tree.join(path).to_str().unwrap()]);
+        }
+        std::fs::create_dir(lab.at("images/web")).unwrap();
+        std::fs::write(lab.at("tree/etc/fstab"), "/dev/vda / ext4 rw\n/dev/vdb /srv auto ro\n").unwrap();
+        std::fs::create_dir(lab.at("tree/srv")).unwrap();
+        lab.image("web/a.raw", 32);
+        let (from, to) = (tree.to_str().unwrap(), lab.text("images/web/b.raw"));
+        match program {
+            "mksquashfs" => tool(program, &[from, &to, "-quiet", "-no-progress"]),
+            _ => tool(program, &["--quiet", &to, from]),
+        }
+        lab.back_up();
+        let (status, said) = lab.fail(&["cat", "web@latest", "/srv/mode"]);
+        assert_eq!(status, Some(1), "{said}");
+        assert_eq!(lab.run(&["cat", "web@latest", "/srv/mode", "--kernel-mount"]), "x", "{kind}");
+        let listed = lab.run(&["ls", "web@latest", "/@volumes/vdb/deep", "--kernel-mount"]);
+        assert!(listed.contains("er"), "{listed}");
+        let back = lab.at("back");
+        lab.run(&["restore", "web@latest", "/srv", "--to", back.to_str().unwrap(), "--kernel-mount"]);
+        assert_eq!(mainstay_testkit::tree::compare(&tree, &back.join("srv")).unwrap(), [""; 0], "{kind}");
+        let loops = std::fs::read_dir("/sys/block").unwrap().filter(|device| {
+            let file = device.as_ref().unwrap().path().join("loop/backing_file");
+            std::fs::read_to_string(file).is_ok_and(|file| file.contains(".mainstay-mounted-"))
+        });
+        assert_eq!(loops.count(), 0, "a loop device stays");
+    }
+}
+
+#[test]
+fn the_kernel_is_not_asked_by_whoever_may_not_and_says_what_it_does_not_know() {
+    let lab = Lab::new();
+    std::fs::create_dir(lab.at("images/web")).unwrap();
+    lab.image("web/a.raw", 32);
+    // The mark of F2FS, and nothing else of it.
+    let other = std::fs::File::create(lab.at("images/web/b.raw")).unwrap();
+    other.set_len(8 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&other, b"\x10\x20\xf5\xf2", 1024).unwrap();
+    lab.back_up();
+    let (_, said) = lab.fail(&["ls", "web@latest", "/@volumes/vdb", "--kernel-mount"]);
+    let why = if rustix::process::geteuid().is_root() { "F2FS" } else { "only root" };
+    assert!(said.contains(why), "{said}");
+}

@@ -9,6 +9,7 @@ mod fstab;
 mod in_place;
 mod inside;
 mod instant;
+mod kernel;
 mod lean;
 mod mixed;
 mod mounted;
@@ -30,6 +31,7 @@ pub use in_place::{
 };
 pub use inside::{Inside, Keys};
 pub use instant::{Cost, Instant, Proof, ProofRequest, is_whole, machine, prove};
+pub use kernel::or_by_kernel;
 pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, plan_machine, restore_machine};

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
@@ -19,17 +20,49 @@ use crate::mount::DiskFiles;
 /// How long mounting may take: a long journal is replayed.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// How directories to mount at are called; the process that made one follows.
+/// How directories to mount at are called; the process that made one follows, and a number.
 const PLACE: &str = ".mainstay-mounted-";
 
 /// Below such a directory: where the tree is, and the disks that are no files.
 const TREE: &str = "tree";
 const DISKS: &str = "disks";
 
+/// A directory to mount in, made for that. Removed when dropped, unless something is still mounted.
+pub(super) struct Place(PathBuf);
+
+impl Place {
+    /// Takes away what runs that were killed have left in `scratch`: empty directories.
+    pub(super) fn new(scratch: &Path) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        sweep(scratch);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = scratch.join(format!("{PLACE}{}-{number}", std::process::id()));
+        let failed = |error: std::io::Error| Error::io(format!("cannot make {}", directory.display()), error);
+        for made in [directory.clone(), directory.join(TREE), directory.join(DISKS)] {
+            std::fs::create_dir(made).map_err(failed)?;
+        }
+        Ok(Self(directory.canonicalize().map_err(failed)?))
+    }
+
+    /// For file systems.
+    pub(super) fn tree(&self) -> PathBuf {
+        self.0.join(TREE)
+    }
+
+    /// For disks that are shown as files.
+    pub(super) fn disks(&self) -> PathBuf {
+        self.0.join(DISKS)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
 /// The tree of a machine, mounted. Unmounted when dropped.
 pub(super) struct Mounted {
-    /// Made for this, with what is below it.
-    directory: PathBuf,
     /// Where the machine's root is.
     pub(super) root: PathBuf,
     /// Outer ones first.
@@ -37,39 +70,30 @@ pub(super) struct Mounted {
     /// The disks as files or devices, by their number.
     disks: Vec<PathBuf>,
     shown: Option<DiskFiles>,
+    /// The last to go.
+    _place: Place,
 }
 
 impl Mounted {
-    /// A place to mount at, below `scratch`. Takes away what runs that were killed have left there: empty directories.
+    /// A place to mount at, below `scratch`.
     pub(super) fn new(scratch: &Path, disks: &[WrittenDisk]) -> Result<Self> {
-        sweep(scratch);
-        let directory = scratch.join(format!("{PLACE}{}", std::process::id()));
-        let failed = |error: std::io::Error| Error::io(format!("cannot make {}", directory.display()), error);
-        for made in [directory.clone(), directory.join(TREE), directory.join(DISKS)] {
-            std::fs::create_dir(made).map_err(failed)?;
-        }
-        let root = directory.join(TREE).canonicalize().map_err(failed)?;
-        let mut mounted = Self { directory, root, places: Vec::new(), disks: Vec::new(), shown: None };
+        let place = Place::new(scratch)?;
         let others = disks.iter().filter_map(|disk| match disk {
             WrittenDisk::Raw(_) => None,
             WrittenDisk::Blocks(blocks) => Some(Arc::clone(blocks)),
         });
         let others: Vec<_> = others.collect();
-        if !others.is_empty() {
-            mounted.shown = Some(DiskFiles::new(others, &mounted.directory.join(DISKS))?);
-        }
+        let shown = if others.is_empty() { None } else { Some(DiskFiles::new(others, &place.disks())?) };
         let mut number = 0;
-        for disk in disks {
-            mounted.disks.push(match (disk, &mounted.shown) {
-                (WrittenDisk::Blocks(_), Some(shown)) => {
-                    number += 1;
-                    shown.path(number - 1)
-                }
-                (WrittenDisk::Raw(path), _) => path.clone(),
-                (WrittenDisk::Blocks(_), None) => return Err(Error::bug("a disk is not shown")),
-            });
-        }
-        Ok(mounted)
+        let mut path = |disk: &WrittenDisk| match (disk, &shown) {
+            (WrittenDisk::Raw(path), _) => path.clone(),
+            (WrittenDisk::Blocks(_), shown) => {
+                number += 1;
+                shown.as_ref().map_or_else(PathBuf::new, |shown| shown.path(number - 1))
+            }
+        };
+        let disks = disks.iter().map(&mut path).collect();
+        Ok(Self { root: place.tree(), places: Vec::new(), disks, shown, _place: place })
     }
 
     /// Mounts a volume that lies on the disk of this number at its place in the tree.
@@ -108,8 +132,6 @@ impl Drop for Mounted {
             // The end of the thread takes away what stays.
             let _unmounted = Program::new("umount", LIMIT).argument(place).run_well();
         }
-        drop(self.shown.take());
-        remove(&self.directory);
     }
 }
 
@@ -132,7 +154,7 @@ fn options(mount: &Mount) -> Result<(&'static str, String)> {
             let owners: String = mount.line.owners.iter().map(|option| format!(",{option}")).collect();
             ("vfat", owners)
         }
-        FsKind::Ntfs => {
+        FsKind::Ntfs | FsKind::Kernel => {
             let what = format!("{} is not written here", kind.name());
             return Err(Error::new(Code::Unsupported, what));
         }
@@ -144,7 +166,8 @@ fn sweep(scratch: &Path) {
     let Ok(entries) = std::fs::read_dir(scratch) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(PLACE)?.parse::<u32>().ok());
+        let process =
+            name.to_str().and_then(|name| name.strip_prefix(PLACE)?.split('-').next()?.parse::<u32>().ok());
         if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
             remove(&entry.path());
         }

@@ -18,3 +18,15 @@ pub(crate) struct Inside {
     #[arg(long)]
     pub unconfined: bool,
 }
+
+/// The same, for whoever looks at files.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Inside the disks of machines")]
+pub(crate) struct Within {
+    #[command(flatten)]
+    pub inside: Inside,
+    /// Have the kernel mount what no reader here knows, read-only and where nobody else sees it. Its parsers are not
+    /// confined: only for images that you trust, and as root
+    #[arg(long)]
+    pub kernel_mount: bool,
+}

@@ -126,7 +126,7 @@ pub(super) fn find(arguments: &Find, session: &mut Session) -> Done {
     };
     let progress = session.progress();
     let mut states: u64 = 0;
-    let looking = Looking::new(&arguments.inside, &mut session.doors)?;
+    let looking = Looking::within(&arguments.inside, &mut session.doors)?;
     let report = &session.report;
     let mut lost = |point: &PointInfo, what: &str| {
         report.say(&format!("{} of {}: {what}", point.workload.name, stamp(point.moment)));

@@ -70,7 +70,7 @@ fn stand_by(mounted: &Mounted, mut lease: Option<Lease>, session: &Session) -> R
 /// Every point of the repository.
 fn everything(arguments: &Mount, session: &mut Session) -> Result<Arc<dyn Tree>> {
     let repository = Arc::new(session.open()?);
-    let looking = Looking::new(&arguments.inside, &mut session.doors)?;
+    let looking = Looking::within(&arguments.inside, &mut session.doors)?;
     let (report, own) = (Arc::clone(&session.report), Arc::clone(&repository));
     let open = move |point: &PointInfo| open(&own, &looking, &report, point);
     let clock = Arc::clone(&session.doors.clock);

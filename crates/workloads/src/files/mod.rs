@@ -24,6 +24,7 @@ mod place;
 mod remove;
 mod run;
 mod target;
+mod tree;
 mod write;
 
 /// The name of this kind of workload.
@@ -40,3 +41,4 @@ pub use scope::CACHE_TAG;
 pub use snapshot::SnapshotRule;
 pub use source::{FilesRequest, FilesSource};
 pub use target::{FilesPlan, FilesTarget};
+pub use tree::OpenTree;

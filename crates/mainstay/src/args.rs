@@ -57,7 +57,7 @@ pub(crate) struct Global {
     /// Open the repository with this key file or writer credential
     #[arg(long, global = true, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// Open the repository with this recovery kit
+    /// Open the repository with this recovery kit, or with so many pages of one as it takes, one below the other
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "key_file")]
     pub with_kit: Option<PathBuf>,
     /// Write one JSON object a line to stdout (docs/json)
@@ -599,9 +599,15 @@ pub(crate) enum Key {
     },
     /// Print the recovery kit: whoever has it can read everything
     Kit {
-        /// Write it to this new file instead of stdout
+        /// Write it to this new file instead of stdout; pages of a shared kit get their numbers before the last dot
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Make so many pages for different people instead of one kit
+        #[arg(long, value_name = "COUNT", requires = "needed")]
+        pages: Option<u8>,
+        /// So many pages together open the repository, and fewer tell nothing
+        #[arg(long, value_name = "COUNT", requires = "pages")]
+        needed: Option<u8>,
         /// Say what would be done; change nothing
         #[arg(long, short = 'n')]
         dry_run: bool,

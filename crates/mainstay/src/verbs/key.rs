@@ -1,9 +1,10 @@
 //! `mainstay key …`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mainstay_core::{Code, Error, Id16, Result};
 use mainstay_repository::keys::kit::{Kit, Page};
+use mainstay_repository::keys::share::Share;
 use mainstay_repository::keys::slot::{self, About, Cost, Header, Lock};
 use mainstay_repository::keys::{Powers, credential};
 use mainstay_repository::{Role, WriterInfo};
@@ -21,7 +22,10 @@ pub(super) fn run(verb: Key, session: &mut Session) -> Done {
         Key::List => list(session),
         Key::Add { out, label, dry_run } => add(out.as_deref(), label.as_deref(), dry_run, session),
         Key::Remove { id, yes, dry_run } => remove(&id, yes, dry_run, session),
-        Key::Kit { out, dry_run } => kit(out.as_deref(), dry_run, session),
+        Key::Kit { out, pages, needed, dry_run } => {
+            let shared = pages.zip(needed).map(|(pages, needed)| Shared { pages, needed });
+            kit(out.as_deref(), shared, dry_run, session)
+        }
         Key::Test => test(session),
         Key::Writer(Writer::Add { name, out, dry_run }) => add_writer(&name, &out, dry_run, session),
         Key::Writer(Writer::Revoke { writer, yes, dry_run }) => revoke(&writer, yes, dry_run, session),
@@ -105,9 +109,21 @@ fn one_of<'a, T>(start: &str, all: &'a [T], id: impl Fn(&T) -> Id16) -> Result<&
     }
 }
 
-fn kit(out: Option<&Path>, dry_run: bool, session: &mut Session) -> Done {
+/// How a kit is given to several people.
+#[derive(Clone, Copy)]
+struct Shared {
+    pages: u8,
+    needed: u8,
+}
+
+fn kit(out: Option<&Path>, shared: Option<Shared>, dry_run: bool, session: &mut Session) -> Done {
     let file = out.map(|path| session.doors.directory.join(path));
-    file.as_deref().map_or(Ok(()), |path| refuse_existing_file(path, "the recovery kit"))?;
+    let numbers = shared.map_or(0..=0, |shared| 1..=shared.pages);
+    let files: Option<Vec<PathBuf>> =
+        file.map(|file| numbers.map(|number| page_file(&file, number)).collect());
+    for path in files.iter().flatten() {
+        refuse_existing_file(path, "the recovery kit")?;
+    }
     let repository = session.open()?;
     if dry_run {
         return would(
@@ -117,12 +133,34 @@ fn kit(out: Option<&Path>, dry_run: bool, session: &mut Session) -> Done {
     }
     let created = session.now();
     let kit = Kit::generate(&repository.family())?;
+    let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
+    let pages = match shared {
+        None => vec![kit.print(&page)],
+        Some(Shared { pages, needed }) => {
+            let shares = Share::split(&kit, pages, needed)?;
+            shares.iter().map(|share| share.print(&page)).collect()
+        }
+    };
     let slot = kit.seal_slot(repository.ring(), &About { label: KIT_LABEL.to_owned(), created })?;
     repository.add_slot(&slot)?;
-    let page = Page { location: &repository.location(), made: created, label: KIT_LABEL };
-    hand_over_kit(session, &kit.print(&page), file.as_deref())?;
+    for (number, text) in pages.iter().enumerate() {
+        let file = files.as_ref().and_then(|files| files.get(number));
+        hand_over_kit(session, text, file.map(PathBuf::as_path))?;
+    }
     session.report.say("Earlier kits stay valid until removed: mainstay key list, mainstay key remove ID");
     Ok(None)
+}
+
+/// The file of a page: `kit-2.txt` for the second one of `kit.txt`; 0 is the whole kit.
+fn page_file(file: &Path, number: u8) -> PathBuf {
+    let Some(stem) = file.file_stem().filter(|_| number > 0) else { return file.to_owned() };
+    let mut name = stem.to_owned();
+    name.push(format!("-{number}"));
+    if let Some(ending) = file.extension() {
+        name.push(".");
+        name.push(ending);
+    }
+    file.with_file_name(name)
 }
 
 fn test(session: &mut Session) -> Done {

@@ -87,6 +87,21 @@ fn another_kit_is_printed_on_demand() {
 }
 
 #[test]
+fn a_kit_given_to_several_people_opens_with_so_many_of_them() {
+    let machine = Machine::with_repository();
+    machine.run(&["key", "kit", "--pages", "3", "--needed", "2", "--out", "kit.txt"]).ok();
+    let page = |number: u8| std::fs::read_to_string(machine.at(&format!("kit-{number}.txt"))).unwrap();
+    machine.write("two.txt", &[page(3), page(1)].concat());
+    machine.run(&["--with-kit", "two.txt", "points"]).ok();
+    machine.run(&["--with-kit", "kit-2.txt", "points"]).failed(2, "2 pages of this kit are needed");
+    machine.run(&["key", "kit", "--pages", "3", "--needed", "2", "--out", "kit.txt"]).failed(1, "kit-1.txt");
+    machine.run(&["key", "kit", "--pages", "3", "--needed", "4"]).failed(2, "4 of 3 pages");
+    machine.run(&["key", "kit", "--pages", "3"]).failed(2, "--needed");
+    // None of these made a key.
+    assert_eq!(machine.run(&["--json", "key", "list"]).ok().json().len(), 3);
+}
+
+#[test]
 fn a_client_that_only_writes_cannot_read() {
     let machine = Machine::with_repository();
     machine.write("home/d/a", "secret of the client");

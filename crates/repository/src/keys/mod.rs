@@ -8,7 +8,8 @@
 //! | own | the root signing key: whoever holds it says who writes |
 //!
 //! A [`KeyRing`] is what one holder has of these. It is kept in a [`slot`] inside the repository, under a passphrase or
-//! a random key; that key is printed as the recovery [`kit`], or a ring that needs no secrecy from its own
+//! a random key; that key is printed as the recovery [`kit`], whole or as
+//! [`share`]s of which several make it, or a ring that needs no secrecy from its own
 //! machine is a [`credential`] file there.
 //!
 //! The power bits in a ring say what its holder may try. What others accept is decided by the records of writers that
@@ -17,7 +18,9 @@
 mod bytes;
 pub mod credential;
 pub mod kit;
+mod paper;
 mod ring;
+pub mod share;
 pub mod slot;
 
 use std::fmt;

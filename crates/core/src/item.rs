@@ -279,6 +279,8 @@ pub enum SkipReason {
     /// What is stored of it is damaged; of a directory, perhaps only what is stored of some of what is in it. Never part of
     /// a point.
     Damaged = 7,
+    /// Captured as it is, but by its own checksums it was damaged before.
+    Corrupt = 8,
 }
 
 impl SkipReason {
@@ -291,6 +293,7 @@ impl SkipReason {
             5 => Self::SilentChange,
             6 => Self::Unwritable,
             7 => Self::Damaged,
+            8 => Self::Corrupt,
             _ => return None,
         })
     }
@@ -309,6 +312,7 @@ impl SkipReason {
             Self::SilentChange => "silent-change",
             Self::Unwritable => "unwritable",
             Self::Damaged => "damaged",
+            Self::Corrupt => "corrupt",
         }
     }
 }

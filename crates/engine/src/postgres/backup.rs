@@ -102,9 +102,8 @@ pub fn backup_cluster(
     // The log first: what is written before it is followed could be gone by the time it is asked for.
     let log = Log::start(repository, dial, &follow, clock)?;
     let mut notes = Vec::new();
-    let mut sql = dial(false).map_err(|error| notes.push(unsaid(&error))).ok();
-    let base =
-        BaseBackup::start(connection, sql.as_mut(), BaseRequest { fast: request.fast }, Arc::clone(clock))?;
+    let sql = dial(false).map_err(|error| notes.push(unsaid(&error))).ok();
+    let base = BaseBackup::start(connection, sql, BaseRequest { fast: request.fast }, Arc::clone(clock))?;
     let cluster = base.cluster().clone();
     let stream = stream(&workload, &cluster.system, cluster.start_timeline);
     let source = WithLog { base, log, repository, stream: stream.name, clock: Arc::clone(clock), progress };

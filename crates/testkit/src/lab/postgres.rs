@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstay_core::{Code, Error, Result};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use super::process::{self, Daemon};
 use super::{SETUP, directory, io, patiently};
 
 const PORT: u16 = 5432;
+/// Where Debian has the configuration, beside the data.
+const APART: &str = "etc";
 const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// How a cluster is made.
@@ -22,11 +24,24 @@ pub struct PostgresPlan<'a> {
     pub settings: &'a [(&'a str, &'a str)],
     /// `pg_hba.conf`.
     pub access: &'a str,
+    /// Whether pages have checksums.
+    pub checksums: bool,
+    /// Whether it listens at 127.0.0.1 too, at a port of its own.
+    pub tcp: bool,
+    /// Whether the configuration lies outside the data directory, as Debian has it.
+    pub apart: bool,
 }
 
 impl Default for PostgresPlan<'_> {
     fn default() -> Self {
-        Self { segment: 16, settings: &[], access: "local all all trust\nlocal replication all trust\n" }
+        Self {
+            segment: 16,
+            settings: &[],
+            access: "local all all trust\nlocal replication all trust\n",
+            checksums: false,
+            tcp: false,
+            apart: false,
+        }
     }
 }
 
@@ -35,6 +50,8 @@ impl Default for PostgresPlan<'_> {
 pub struct Postgres {
     directory: TempDir,
     data: PathBuf,
+    port: u16,
+    tcp: bool,
     server: Option<Daemon>,
 }
 
@@ -45,7 +62,8 @@ impl Postgres {
         let data = directory.path().join("data");
         let segment = format!("--wal-segsize={}", plan.segment);
         let at = data.display().to_string();
-        let words = ["-D", &at, "-A", "trust", "-U", "postgres", "-k", "-N", "--locale=C.UTF-8", &segment];
+        let mut words = vec!["-D", &at, "-A", "trust", "-U", "postgres", "-N", "--locale=C.UTF-8", &segment];
+        words.extend(plan.checksums.then_some("-k"));
         run_as_server(&program("initdb")?, &words)?;
         let mut settings = String::new();
         for (name, value) in plan.settings {
@@ -53,16 +71,55 @@ impl Postgres {
         }
         append(&data.join("postgresql.conf"), &settings)?;
         std::fs::write(data.join("pg_hba.conf"), plan.access).map_err(io("cannot write pg_hba.conf"))?;
-        let mut this = Self { directory, data, server: None };
+        let port = if plan.tcp { free_port()? } else { PORT };
+        let mut this = Self { directory, data, port, tcp: plan.tcp, server: None };
+        if plan.apart {
+            this.part()?;
+        }
         this.resume()?;
         Ok(this)
     }
 
+    /// Moves the configuration away from the data.
+    fn part(&self) -> Result<()> {
+        let apart = self.space(APART)?;
+        let mut settings = format!("data_directory = '{}'\n", self.data.display());
+        for (setting, name) in [("", "postgresql"), ("hba_file", "pg_hba"), ("ident_file", "pg_ident")] {
+            let to = apart.join(format!("{name}.conf"));
+            std::fs::rename(self.data.join(format!("{name}.conf")), &to).map_err(io("cannot move a file"))?;
+            if !setting.is_empty() {
+                settings += &format!("{setting} = '{}'\n", to.display());
+            }
+        }
+        append(&apart.join("postgresql.conf"), &settings)
+    }
+
     /// Starts a server on files that are there already.
     pub fn adopt(data: &Path) -> Result<Self> {
-        let mut this = Self { directory: Self::place()?, data: data.to_owned(), server: None };
+        let mut this = Self::of(Self::place()?, data.to_owned());
         this.resume()?;
         Ok(this)
+    }
+
+    fn of(directory: TempDir, data: PathBuf) -> Self {
+        Self { directory, data, port: PORT, tcp: false, server: None }
+    }
+
+    /// A standby that follows this server.
+    pub fn standby(&self) -> Result<Self> {
+        let directory = Self::place()?;
+        let data = directory.path().join("data");
+        self.client("pg_basebackup", &["-D", &data.display().to_string(), "-c", "fast", "-R"])?;
+        let mut standby = Self::of(directory, data);
+        standby.run_until("t")?;
+        Ok(standby)
+    }
+
+    /// Makes a standby a server of its own, on a new timeline.
+    pub fn promote(&self) -> Result<()> {
+        self.ask("postgres", "SELECT pg_promote()")?;
+        // So that all that comes is told to be on the new one.
+        self.ask("postgres", "CHECKPOINT").map(drop)
     }
 
     fn place() -> Result<TempDir> {
@@ -75,14 +132,25 @@ impl Postgres {
 
     /// Starts the server, and waits until it lets ordinary users in.
     pub fn resume(&mut self) -> Result<()> {
+        self.run_until("f")
+    }
+
+    /// Starts it, and waits until it says whether it recovers.
+    fn run_until(&mut self, recovering: &str) -> Result<()> {
         let (data, sockets) = (self.data.display().to_string(), self.directory.path().display().to_string());
-        let words = ["-D", &data, "-k", &sockets, "-c", "listen_addresses="];
+        let (port, tcp) = (self.port.to_string(), if self.tcp { "127.0.0.1" } else { "" });
+        let listen = format!("listen_addresses={tcp}");
+        let mut words = vec!["-D", &data, "-k", &sockets, "-p", &port, "-c", &listen];
+        let apart = format!("config_file={}/{APART}/postgresql.conf", self.directory.path().display());
+        if !self.data.join("postgresql.conf").exists() {
+            words.extend(["-c", &apart]);
+        }
         let (name, words) = as_server(&program("postgres")?, &words);
         let mut server = Daemon::start(&name, words, &self.directory.path().join("log"))?;
         patiently("PostgreSQL", START_LIMIT, || {
             server.check()?;
             let answer = self.ask("postgres", "SELECT pg_is_in_recovery()");
-            Ok(answer.ok().filter(|answer| answer.trim() == "f"))
+            Ok(answer.ok().filter(|answer| answer.trim() == recovering))
         })?;
         self.server = Some(server);
         Ok(())
@@ -90,7 +158,12 @@ impl Postgres {
 
     /// For Mainstay: without a database.
     pub fn address(&self) -> String {
-        format!("postgres:///postgres?host={}&port={PORT}&user=postgres", self.directory.path().display())
+        format!("postgres:///postgres?host={}&port={}&user=postgres", self.directory.path().display(), self.port)
+    }
+
+    /// At 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A directory that the server may write to.
@@ -112,8 +185,10 @@ impl Postgres {
     /// What a query answers: columns by `|`, rows by line.
     pub fn ask(&self, database: &str, sql: &str) -> Result<String> {
         let sockets = self.directory.path().display().to_string();
-        let words = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &sockets, "-U", "postgres"];
-        let answer = process::run(&program("psql")?, words.into_iter().chain(["-d", database, "-c", sql]))?;
+        let port = self.port.to_string();
+        let words = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &sockets, "-p", &port];
+        let more = ["-U", "postgres", "-d", database, "-c", sql];
+        let answer = process::run(&program("psql")?, words.into_iter().chain(more))?;
         Ok(answer.trim_end().to_owned())
     }
 
@@ -125,15 +200,22 @@ impl Postgres {
     /// Runs one that speaks to this server.
     pub fn client(&self, name: &str, words: &[&str]) -> Result<String> {
         let sockets = self.directory.path().display().to_string();
-        self.run(name, &[&["-h", &sockets, "-U", "postgres"], words].concat())
+        let port = self.port.to_string();
+        self.run(name, &[&["-h", &sockets, "-p", &port, "-U", "postgres"], words].concat())
     }
 
-    /// Ends the server as a power cut of its machine would.
+    /// Ends the server with all its processes, as a power cut of its machine would.
     pub fn kill(&mut self) {
         if let Some(mut server) = self.server.take() {
+            let children = children(server.pid());
             server.kill();
+            // Until they have gone, a server started anew refuses.
+            for child in children {
+                let _gone = rustix::process::kill_process(child, Signal::KILL);
+                let gone = || Ok((!runs(child)).then_some(()));
+                let _noticed = patiently("a killed process", START_LIMIT, gone);
+            }
         }
-        // Its children notice, and let go of the shared memory; a server started before that refuses.
         let _gone = std::fs::remove_file(self.data.join("postmaster.pid"));
     }
 
@@ -157,6 +239,22 @@ impl Drop for Postgres {
         }
         self.stop();
     }
+}
+
+fn free_port() -> Result<u16> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(io("cannot listen"))?;
+    Ok(listener.local_addr().map_err(io("cannot listen"))?.port())
+}
+
+fn children(of: u32) -> Vec<Pid> {
+    let listed = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
+}
+
+/// One that nobody has waited for yet does no more.
+fn runs(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
 }
 
 fn append(path: &Path, text: &str) -> Result<()> {

@@ -10,8 +10,10 @@ use mainstay_core::{
 
 use super::cluster::{Cluster, Tablespace};
 use super::lsn::Lsn;
+use super::pages;
 use super::tar::{self, BLOCK, Content, Member};
-use super::wal::WalStream;
+use super::wal::{WalStream, bytes_of};
+use super::watch::{PageRule, Watch};
 use super::wire::{Connection, Message, Then, texts};
 
 /// Directories of a point: the data directory, and each other tablespace under its number.
@@ -20,6 +22,8 @@ pub const TABLESPACES: &str = "tablespaces";
 /// Documents of a point: [`Cluster`], and the list of all files that the server wrote itself.
 pub const CLUSTER: &str = "cluster.json";
 pub const MANIFEST: &str = "backup_manifest";
+/// Where the server keeps its links to tablespaces.
+pub(super) const SPACES: &str = "pg_tblspc";
 /// The manifest is kept in memory; it names every file in some 150 bytes.
 const MANIFEST_BYTES_MAX: usize = 1 << 30;
 
@@ -35,10 +39,12 @@ pub struct BaseBackup {
     shared: Arc<Mutex<Stream>>,
     cluster: Cluster,
     clock: Arc<dyn Clock>,
+    /// Tells of settings, and has suspicious pages read again.
+    sql: Option<Connection>,
     /// Whom the first member belongs to, and with it the directories that are in no archive.
     owner: Option<Owner>,
     /// Yielded after the archives' own members.
-    last: Vec<Item>,
+    last: Vec<Next>,
     /// The member now at work.
     number: u64,
     state: State,
@@ -72,21 +78,26 @@ struct Stream {
     number: u64,
     left: u64,
     padding: u64,
+    watch: Watch,
 }
 
 impl BaseBackup {
-    /// Has the server begin. `sql` is an ordinary connection, if there is one: it tells of settings.
+    /// Has the server begin. `sql` is an ordinary connection, if there is one: it tells of settings, and reads pages again
+    /// that may have been torn.
     pub fn start(
         mut connection: Connection,
-        sql: Option<&mut Connection>,
+        mut sql: Option<Connection>,
         request: BaseRequest,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let mut cluster = describe(&mut connection, sql)?;
+        let mut cluster = describe(&mut connection, sql.as_mut())?;
+        let file = connection.value("SHOW segment_size")?;
+        let file_bytes = bytes_of(&file).ok_or_else(|| connection.broken("its files have no size"))?;
         let checkpoint = if request.fast { "fast" } else { "spread" };
+        // The server would end the backup with an error over a page that it finds bad; here it becomes a finding.
         let command = format!(
             "BASE_BACKUP (LABEL 'mainstay', CHECKPOINT '{checkpoint}', WAIT false, MANIFEST 'yes', MANIFEST_CHECKSUMS \
-             'SHA256')"
+             'SHA256', VERIFY_CHECKSUMS false)"
         );
         let (sets, then) = connection.ask(&command)?;
         let [.., start, spaces] = sets.as_slice() else {
@@ -103,8 +114,14 @@ impl BaseBackup {
                 cluster.tablespaces.push(Tablespace { oid, location: location.clone() });
             }
         }
+        let rule = cluster.data_checksums.then_some(PageRule {
+            page_bytes: cluster.page_bytes as usize,
+            file_bytes,
+            start: cluster.start.parse().unwrap_or_default(),
+        });
         let stream = Stream {
             connection,
+            watch: Watch::new(rule),
             data: Bytes::new(),
             next: None,
             ended: false,
@@ -113,7 +130,8 @@ impl BaseBackup {
             padding: 0,
         };
         let shared = Arc::new(Mutex::new(stream));
-        Ok(Self { shared, cluster, clock, owner: None, last: Vec::new(), number: 0, state: State::Between })
+        let state = State::Between;
+        Ok(Self { shared, cluster, clock, sql, owner: None, last: Vec::new(), number: 0, state })
     }
 
     /// The cluster as far as it is known by now: where the backup starts, not where it ends.
@@ -135,6 +153,11 @@ impl BaseBackup {
         self.number += 1;
         self.owner.get_or_insert_with(|| (member.uid, member.gid, member.user.clone(), member.group.clone()));
         (stream.number, stream.left, stream.padding) = (self.number, member.size, member.padding());
+        if member.content == Content::File {
+            let top = space.map(|oid| format!("{SPACES}/{oid}/")).unwrap_or_default();
+            let path = [top.as_bytes(), &member.path].concat();
+            stream.watch.begin(path, is_relation(&member.path, space.is_some()));
+        }
         drop(stream);
         self.item(space, member).map(Some)
     }
@@ -186,6 +209,7 @@ impl BaseBackup {
                 return Err(Error::new(Code::Unsupported, "the cluster has too many files for one backup"));
             }
         }
+        stream.watch.check(&text)?;
         document(MANIFEST, text, &*self.clock)
     }
 
@@ -196,8 +220,13 @@ impl BaseBackup {
         let found = sets.iter().rev().find_map(|rows| place(rows));
         let (end, timeline) =
             found.ok_or_else(|| stream.connection.broken("it does not say where the backup ends"))?;
+        let suspects = std::mem::take(&mut stream.watch.suspects);
         drop(stream);
         (self.cluster.end, self.cluster.end_timeline) = (end, timeline);
+        let page_bytes = self.cluster.page_bytes as usize;
+        let start = self.cluster.start.parse().unwrap_or_default();
+        let findings = pages::findings(&suspects, self.sql.as_mut(), page_bytes, start)?;
+        self.last.extend(findings.into_iter().map(Next::Skipped));
         let mut directories = vec![DATA.to_owned()];
         if !self.cluster.tablespaces.is_empty() {
             directories.push(TABLESPACES.to_owned());
@@ -205,7 +234,7 @@ impl BaseBackup {
         let spaces = self.cluster.tablespaces.iter();
         directories.extend(spaces.map(|space| format!("{TABLESPACES}/{}", space.oid)));
         for name in directories {
-            self.last.push(directory(&name, self.owner.clone())?);
+            self.last.push(Next::Item(Box::new(directory(&name, self.owner.clone())?)));
         }
         document(CLUSTER, self.cluster.to_json()?, &*self.clock)
     }
@@ -231,7 +260,7 @@ impl Source for BaseBackup {
                     }
                 }
                 State::Done => {
-                    return Ok(self.last.pop().map_or(Next::End, |item| Next::Item(Box::new(item))));
+                    return Ok(self.last.pop().unwrap_or(Next::End));
                 }
             }
         }
@@ -320,16 +349,20 @@ impl Stream {
 
     /// Goes to the next header, past what nobody read.
     fn pass_member(&mut self) -> Result<()> {
-        let mut left = self.left + self.padding;
-        (self.left, self.padding) = (0, 0);
-        while left > 0 {
+        while self.left + self.padding > 0 {
             if !self.fill()? {
                 return Err(self.connection.broken("an archive ends in the middle of a file"));
             }
-            let length = left.min(self.data.len() as u64);
-            self.data.advance(length as usize);
-            left -= length;
+            let is_content = self.left > 0;
+            let part = if is_content { &mut self.left } else { &mut self.padding };
+            let length = (*part).min(self.data.len() as u64);
+            *part -= length;
+            let passed = self.data.split_to(length as usize);
+            if is_content {
+                self.watch.bytes(&passed);
+            }
         }
+        self.watch.end();
         Ok(())
     }
 }
@@ -360,6 +393,7 @@ impl StreamReader for MemberContent {
             0 => Err(stream.connection.broken("an archive ends in the middle of a file")),
             length => {
                 stream.left -= length as u64;
+                stream.watch.bytes(buffer.get(..length).unwrap_or_default());
                 Ok(Piece::Data(length))
             }
         }

@@ -5,13 +5,16 @@
 
 mod address;
 mod base;
+mod checksum;
 mod cluster;
 mod lsn;
+mod pages;
 mod programs;
 mod server;
 mod sql;
 mod tar;
 mod wal;
+mod watch;
 mod wire;
 
 pub use address::{Address, Place};

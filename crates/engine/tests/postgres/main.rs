@@ -1,0 +1,9 @@
+//! Clusters of a real server: backed up while it works, followed, and brought back. `cargo xtask setup` brings it.
+
+#![cfg(test)]
+
+mod common;
+mod failures;
+mod log;
+mod points;
+mod shapes;

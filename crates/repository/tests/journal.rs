@@ -70,6 +70,9 @@ fn what_goes_in_comes_out_from_any_position() {
     write(&mut writer, &wanted[20..]);
     let journal = only(&open(&bench));
     assert_eq!(*journal.stream(), stream());
+    assert_eq!(bench.repository.journal(&stream()).unwrap().unwrap().stretches(), journal.stretches());
+    let other = StreamRef { name: "another".into(), ..stream() };
+    assert!(bench.repository.journal(&other).unwrap().is_none());
     for (index, change) in wanted.iter().enumerate() {
         assert_eq!(read(&journal, &change.start), wanted[index..], "from change {index}");
     }

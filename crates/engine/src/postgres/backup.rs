@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use mainstay_core::{
     Captured, Change, ChangeStream, Clock, Code, Error, Event, Next, Position, Progress, Receipt, Result,
-    Source, WorkloadKind, WorkloadRef,
+    Source, StreamRef, WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::postgres::{BaseBackup, BaseRequest, Connection, KIND, WalStream};
 
-use super::follow::{FollowCluster, Followed, connect};
+use super::follow::{FollowCluster, Followed, connect, run_on};
 use super::stream;
 use crate::backup::find;
 use crate::copy::copy;
@@ -98,15 +98,20 @@ pub fn backup_cluster(
         progress: Arc::clone(progress),
         jobs: request.jobs,
     })?;
-    let follow = FollowCluster { workload: workload.clone(), slot: request.slot.clone(), closing: CLOSING };
+    let follow = FollowCluster {
+        workload: workload.clone(),
+        slot: request.slot.clone(),
+        max_lag: None,
+        closing: CLOSING,
+    };
     // The log first: what is written before it is followed could be gone by the time it is asked for.
-    let log = Log::start(repository, dial, &follow, clock)?;
+    let log = Log::start(repository, dial, &follow, clock, progress.as_ref())?;
     let mut notes = Vec::new();
     let sql = dial(false).map_err(|error| notes.push(unsaid(&error))).ok();
     let base = BaseBackup::start(connection, sql, BaseRequest { fast: request.fast }, Arc::clone(clock))?;
     let cluster = base.cluster().clone();
     let stream = stream(&workload, &cluster.system, cluster.start_timeline);
-    let source = WithLog { base, log, repository, stream: stream.name, clock: Arc::clone(clock), progress };
+    let source = WithLog { base, log, repository, stream, clock: Arc::clone(clock), progress };
     progress.event(&Event::Phase(mainstay_core::Phase::Copying));
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
     let point = find(repository, &point)?;
@@ -142,10 +147,23 @@ impl Log {
         dial: &Dial<'_>,
         request: &FollowCluster,
         clock: &Arc<dyn Clock>,
+        progress: &dyn Progress,
     ) -> Result<Self> {
         let (sender, durable) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = match connect(repository, dial, request, clock) {
+        // What is missing of timelines that have ended comes before.
+        let newest = || -> Result<Followed> {
+            loop {
+                let mut followed = connect(repository, dial, request, clock)?;
+                if followed.is_newest {
+                    return Ok(followed);
+                }
+                if !run_on(&mut followed, request, clock, progress)? {
+                    progress.check()?;
+                }
+            }
+        };
+        let thread = match newest() {
             Ok(followed) => {
                 let (stop, clock) = (Arc::clone(&stop), Arc::clone(clock));
                 let thread = std::thread::Builder::new().name("log".into());
@@ -236,7 +254,7 @@ struct WithLog<'a> {
     base: BaseBackup,
     log: Log,
     repository: &'a Repository,
-    stream: String,
+    stream: StreamRef,
     clock: Arc<dyn Clock>,
     progress: &'a Arc<dyn Progress>,
 }
@@ -246,10 +264,8 @@ impl WithLog<'_> {
     fn wait_for_others(&self, end: &Position) -> Result<()> {
         let began = self.clock.monotonic();
         loop {
-            let journals = self.repository.journals()?;
-            let ours = journals.iter().filter(|journal| journal.stream().name == self.stream);
-            let reached =
-                ours.filter_map(|journal| journal.stretches().pop()).map(|stretch| stretch.end).max();
+            let journal = self.repository.journal(&self.stream)?;
+            let reached = journal.and_then(|journal| journal.stretches().pop()).map(|stretch| stretch.end);
             if reached.as_ref() >= Some(end) {
                 return Ok(());
             }

@@ -3,6 +3,7 @@
 mod backup;
 mod drill;
 mod follow;
+mod history;
 mod instance;
 mod lazy;
 mod log;

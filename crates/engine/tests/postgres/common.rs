@@ -89,6 +89,7 @@ pub(crate) fn following<T>(
     let request = FollowCluster {
         workload: workload("shop", &dial).unwrap(),
         slot: slot.map(str::to_owned),
+        max_lag: None,
         closing: Closing { after: Duration::from_millis(100), ..Closing::default() },
     };
     let stop = AtomicBool::new(false);
@@ -104,7 +105,9 @@ pub(crate) fn following<T>(
 /// Up to where the journal of a timeline is durable, as the server writes it.
 pub(crate) fn reached(repository: &Repository, timeline: u32) -> Option<String> {
     let journals = repository.journals().unwrap();
-    let journal = journals.iter().find(|j| j.stream().name.ends_with(&format!(" timeline {timeline}")) && j.stream().name.starts_with("wal "))?;
+    let journal = journals.iter().find(|j| {
+        j.stream().name.ends_with(&format!(" timeline {timeline}")) && j.stream().name.starts_with("wal ")
+    })?;
     let end = journal.stretches().pop()?.end;
     mainstay_workloads::postgres::Lsn::from_position(&end).map(|end| end.to_string())
 }

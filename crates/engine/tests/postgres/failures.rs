@@ -32,7 +32,8 @@ fn whom_the_server_does_not_let_in_is_told_why() {
         server.ask("postgres", statement).unwrap();
     }
     let address: Address = server.address().parse().unwrap();
-    let open = |user: &str, password: Option<&[u8]>| Connection::open(&address, user, password, true).map(drop);
+    let open =
+        |user: &str, password: Option<&[u8]>| Connection::open(&address, user, password, true).map(drop);
     open("backup", Some(b"right")).unwrap();
     says(&open("backup", Some(b"wrong")).unwrap_err(), Code::WrongKey, "--password-file");
     says(&open("backup", None).unwrap_err(), Code::WrongKey, "--password-file");
@@ -78,7 +79,8 @@ fn a_slot_that_was_removed_or_given_up_costs_a_hole_with_that_reason() {
             server.ask("postgres", "SELECT pg_switch_wal()").unwrap();
         }
     };
-    let follow = || following(&repository, &server, Some("mainstay"), || caught_up(&repository, &server, 1)).0;
+    let follow =
+        || following(&repository, &server, Some("mainstay"), || caught_up(&repository, &server, 1)).0;
     follow().unwrap();
     server.ask("postgres", "SELECT pg_drop_replication_slot('mainstay')").unwrap();
     fill();
@@ -86,7 +88,8 @@ fn a_slot_that_was_removed_or_given_up_costs_a_hole_with_that_reason() {
     fill();
     assert_eq!(server.ask("postgres", "SELECT wal_status FROM pg_replication_slots").unwrap(), "lost");
     follow().unwrap();
-    let why: Vec<String> = repository.journals().unwrap()[0].holes().into_iter().map(|hole| hole.why).collect();
+    let why: Vec<String> =
+        repository.journals().unwrap()[0].holes().into_iter().map(|hole| hole.why).collect();
     assert_eq!(why.len(), 2, "{why:?}");
     assert!(why[0].contains("was not there"), "{why:?}");
     assert!(why[1].contains("max_slot_wal_keep_size"), "{why:?}");

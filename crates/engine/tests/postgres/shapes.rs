@@ -80,7 +80,9 @@ fn grow(first: &Path) {
 #[test]
 fn a_page_that_is_not_what_its_checksum_says_is_named_and_the_backup_goes_on() {
     let mut server = Postgres::start(&PostgresPlan { checksums: true, ..PostgresPlan::default() }).unwrap();
-    server.ask("postgres", "CREATE TABLE item AS SELECT n, repeat('x', 400) t FROM generate_series(1, 100) n").unwrap();
+    server
+        .ask("postgres", "CREATE TABLE item AS SELECT n, repeat('x', 400) t FROM generate_series(1, 100) n")
+        .unwrap();
     let file = server.ask("postgres", "SELECT pg_relation_filepath('item')").unwrap();
     server.ask("postgres", "CHECKPOINT").unwrap();
     server.stop();

@@ -10,7 +10,7 @@ mod write;
 
 use std::collections::BTreeMap;
 
-use mainstay_core::{BlobStore, Code, Error, Position, Progress, Result};
+use mainstay_core::{BlobStore, Code, Error, Position, Progress, Result, StreamRef};
 
 pub use object::StreamId;
 pub use read::{Hole, Journal, Stretch};
@@ -43,6 +43,24 @@ impl Repository {
             journals.extend(Journal::open(&self.shared, id, numbers)?);
         }
         Ok(journals)
+    }
+
+    /// One of them; `None` when nothing of it can be read.
+    pub fn journal(&self, stream: &StreamRef) -> Result<Option<Journal>> {
+        self.refresh()?;
+        let id = StreamId::of(self.shared.domain()?, stream);
+        let numbers = self.journal_numbers(id)?;
+        Journal::open(&self.shared, id, numbers)
+    }
+
+    fn journal_numbers(&self, id: StreamId) -> Result<Vec<u64>> {
+        let mut numbers = Vec::new();
+        self.shared.store.list(&names::journals(&id.0), &mut |listed| {
+            numbers.extend(names::journal_object(&listed.name).map(|(_, number)| number));
+            Ok(())
+        })?;
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     pub(crate) fn verify_journals(

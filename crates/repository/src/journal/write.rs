@@ -57,12 +57,7 @@ impl Repository {
             return Err(Error::new(Code::Usage, "the name of a journal is too long"));
         }
         let id = StreamId::of(self.shared.domain()?, &stream);
-        let mut numbers = Vec::new();
-        self.shared.store.list(&names::journals(&id.0), &mut |listed| {
-            numbers.extend(names::journal_object(&listed.name).map(|(_, number)| number));
-            Ok(())
-        })?;
-        numbers.sort_unstable();
+        let numbers = self.journal_numbers(id)?;
         let mut writer = JournalWriter {
             session: Session::new(self.shared.family(), self.shared.ring.content_public())?,
             sealer: Sealer::new(ZSTD_LEVEL)?,

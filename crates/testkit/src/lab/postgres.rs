@@ -158,7 +158,11 @@ impl Postgres {
 
     /// For Mainstay: without a database.
     pub fn address(&self) -> String {
-        format!("postgres:///postgres?host={}&port={}&user=postgres", self.directory.path().display(), self.port)
+        format!(
+            "postgres:///postgres?host={}&port={}&user=postgres",
+            self.directory.path().display(),
+            self.port
+        )
     }
 
     /// At 127.0.0.1.

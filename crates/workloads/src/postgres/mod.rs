@@ -13,6 +13,7 @@ mod programs;
 mod server;
 mod sql;
 mod tar;
+mod timeline;
 mod wal;
 mod watch;
 mod wire;
@@ -24,7 +25,8 @@ pub use lsn::Lsn;
 pub use programs::{Programs, server_user};
 pub use server::Server;
 pub use sql::{Sql, SqlRow, text_array};
-pub use wal::{Identity, Switch, WalRequest, WalStream};
+pub use timeline::History;
+pub use wal::{Identity, Slot, Switch, WalRequest, WalStream};
 pub use wire::{Connection, Refusal, Rows};
 
 /// What points of clusters are called.

@@ -48,9 +48,22 @@ pub struct WalStream {
     connection: Connection,
     at: Lsn,
     durable: Lsn,
+    /// The server had written so far when it last sent something.
+    written: Lsn,
     told: Option<Duration>,
     clock: std::sync::Arc<dyn Clock>,
     switch: Option<Switch>,
+}
+
+/// What a server keeps for a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// There is no such slot.
+    Missing,
+    /// The log from here on.
+    Kept(Lsn),
+    /// Nothing any more: it was more than the server's `max_slot_wal_keep_size`.
+    Lost,
 }
 
 impl WalStream {
@@ -78,6 +91,26 @@ impl WalStream {
         connection
             .query(&format!("CREATE_REPLICATION_SLOT \"{name}\" TEMPORARY PHYSICAL (RESERVE_WAL true)"))
             .map(|_| name)
+    }
+
+    /// Errors: [`Code::Conflict`] for a slot of logical replication.
+    pub fn slot(connection: &mut Connection, name: &str) -> Result<Slot> {
+        check_slot(name)?;
+        let answer = connection.query(&format!("READ_REPLICATION_SLOT \"{name}\""))?;
+        match answer.first().map(Vec::as_slice) {
+            Some([Some(_), Some(from), ..]) => {
+                let from = from.parse().map_err(|()| connection.broken("a slot is malformed"))?;
+                Ok(Slot::Kept(from))
+            }
+            Some([Some(_), None, ..]) => Ok(Slot::Lost),
+            _ => Ok(Slot::Missing),
+        }
+    }
+
+    /// Lets go of all that a slot keeps, and of the slot.
+    pub fn drop_slot(connection: &mut Connection, name: &str) -> Result<()> {
+        check_slot(name)?;
+        connection.query(&format!("DROP_REPLICATION_SLOT \"{name}\"")).map(drop)
     }
 
     /// Makes a physical replication slot that keeps the log from now on; no error when it is there already.
@@ -110,7 +143,13 @@ impl WalStream {
             return Err(connection.broken("it does not send its log"));
         }
         connection.wait_at_most(WAIT)?;
-        Ok(Self { connection, at: request.from, durable: request.from, told: None, clock, switch })
+        let from = request.from;
+        Ok(Self { connection, at: from, durable: from, written: from, told: None, clock, switch })
+    }
+
+    /// Bytes that the server has written and that are not durable here.
+    pub fn behind(&self) -> u64 {
+        self.written.0.saturating_sub(self.durable.0)
     }
 
     /// The timeline that follows, once this one has ended. [`ChangeStream::next`] yields nothing more then.
@@ -139,7 +178,7 @@ impl WalStream {
         match body.try_get_u8().map_err(short)? {
             b'w' => {
                 let start = Lsn(body.try_get_u64().map_err(short)?);
-                let _server_end = body.try_get_u64().map_err(short)?;
+                self.written = Lsn(body.try_get_u64().map_err(short)?);
                 let time = body.try_get_i64().map_err(short)?;
                 if start != self.at || body.is_empty() || body.len() > Change::BYTES_MAX {
                     return Err(self
@@ -159,7 +198,8 @@ impl WalStream {
                 }))
             }
             b'k' => {
-                let (_end, _time) = (body.try_get_u64().map_err(short)?, body.try_get_i64().map_err(short)?);
+                self.written = Lsn(body.try_get_u64().map_err(short)?);
+                let _time = body.try_get_i64().map_err(short)?;
                 if body.try_get_u8().map_err(short)? != 0 {
                     self.tell()?;
                 }

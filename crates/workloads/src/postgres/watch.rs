@@ -89,7 +89,8 @@ impl Watch {
     /// Errors: [`mainstay_core::Code::Integrity`] for the first difference.
     pub(super) fn check(&mut self, manifest: &[u8]) -> Result<()> {
         self.end();
-        let wrong = |what: String| Error::integrity(format!("the backup is not what the server's list says: {what}"));
+        let wrong =
+            |what: String| Error::integrity(format!("the backup is not what the server's list says: {what}"));
         check_own_sum(manifest)?;
         let manifest: Manifest = serde_json::from_slice(manifest)
             .map_err(|error| Error::integrity("the server's list of files is malformed").because(error))?;
@@ -103,7 +104,9 @@ impl Watch {
             }
         }
         match came.pop_first() {
-            Some((path, _)) => Err(wrong(format!("{} is not in it", String::from_utf8_lossy(&path).escape_debug()))),
+            Some((path, _)) => {
+                Err(wrong(format!("{} is not in it", String::from_utf8_lossy(&path).escape_debug())))
+            }
             None => Ok(()),
         }
     }

@@ -355,7 +355,14 @@ fn meaning(state: &str) -> (Code, Option<&'static str>) {
         ),
         "58P01" => (Code::NotFound, None),
         "42704" => (Code::NotFound, None),
-        "53300" => (Code::Conflict, Some("raise max_wal_senders or max_connections, or wait")),
+        "53300" => (
+            Code::Conflict,
+            Some(
+                "raise max_wal_senders (wal_level = replica with it, if that is minimal) or max_connections, or wait \
+                 until others have ended",
+            ),
+        ),
+        "57P01" | "57P02" | "57P03" => (Code::Io, Some("the server is stopping or starting; try again")),
         _ => (Code::Refused, None),
     }
 }

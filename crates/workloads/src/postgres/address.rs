@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use mainstay_core::{Code, Error, Result};
 
+use super::tls::{Tls, TlsMode};
+
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_SOCKETS: &str = "/var/run/postgresql";
 
@@ -24,6 +26,8 @@ pub struct Address {
     pub port: u16,
     pub user: Option<String>,
     pub database: Option<String>,
+    /// For a host: `sslmode`, `sslrootcert`, `sslcert` and `sslkey` among the parameters.
+    pub tls: Tls,
 }
 
 impl Address {
@@ -72,6 +76,7 @@ impl FromStr for Address {
             port: port.unwrap_or(DEFAULT_PORT),
             user: user.map(decode).transpose()?.filter(|user| !user.is_empty()),
             database: Some(decode(database)?).filter(|database| !database.is_empty()),
+            tls: Tls::default(),
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').ok_or_else(|| wrong("a parameter has no value"))?;
@@ -82,6 +87,14 @@ impl FromStr for Address {
                 "port" => address.port = value.parse().map_err(|_number| wrong("its port is no number"))?,
                 "user" => address.user = Some(value),
                 "dbname" => address.database = Some(value),
+                "sslmode" => {
+                    address.tls.mode = TlsMode::named(&value).ok_or_else(|| {
+                        wrong("its sslmode is none of disable, prefer, require, verify-ca and verify-full")
+                    })?;
+                }
+                "sslrootcert" => address.tls.authorities = Some(value.into()),
+                "sslcert" => address.tls.certificate = Some(value.into()),
+                "sslkey" => address.tls.key = Some(value.into()),
                 _ => return Err(wrong(&format!("the parameter {name:?} is not known"))),
             }
         }
@@ -127,7 +140,7 @@ fn decode(text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Address, Place};
+    use super::{Address, Place, TlsMode};
 
     #[test]
     fn addresses_are_read_as_the_servers_own_programs_read_them() {
@@ -140,6 +153,9 @@ mod tests {
         assert_eq!((host.place, host.port), (Place::Host("db.example".into()), 6000));
         assert_eq!(host.user.as_deref(), Some("ba@ckup"));
         assert_eq!(read("postgres://[::1]:7/x").place, Place::Host("::1".into()));
+        let tls = read("postgres://h?sslmode=verify-full&sslrootcert=/etc/ca.pem").tls;
+        assert_eq!((tls.mode, tls.authorities), (TlsMode::VerifyFull, Some("/etc/ca.pem".into())));
+        assert_eq!(read("postgres://h").tls.mode, TlsMode::Prefer);
         assert_eq!(read("postgres://").place, Place::Socket("/var/run/postgresql".into()));
     }
 

@@ -14,6 +14,7 @@ mod server;
 mod sql;
 mod tar;
 mod timeline;
+mod tls;
 mod wal;
 mod watch;
 mod wire;
@@ -26,6 +27,7 @@ pub use programs::{Programs, server_user};
 pub use server::Server;
 pub use sql::{Sql, SqlRow, text_array};
 pub use timeline::History;
+pub use tls::{Tls, TlsMode};
 pub use wal::{Identity, Slot, Switch, WalRequest, WalStream};
 pub use wire::{Connection, Refusal, Rows};
 

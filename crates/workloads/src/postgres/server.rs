@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::address::{Address, Place};
 use super::programs::Programs;
+use super::tls::Tls;
 use super::wire::Connection;
 use crate::sandbox::Sandbox;
 
@@ -97,6 +98,7 @@ impl Server {
             port: PORT,
             user: Some(role.to_owned()),
             database: Some(database.to_owned()),
+            tls: Tls::default(),
         }
     }
 

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use mainstay_core::{Code, Error, Result};
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::frontend;
 
 use super::address::{Address, Place};
+use super::tls::{self, Asked, Encrypted, TlsMode};
 
 /// Nothing longer is believed: rows of catalogs and pieces of a copy are far shorter.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -28,6 +31,33 @@ pub type Rows = Vec<Vec<Option<String>>>;
 enum Socket {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<Encrypted>),
+}
+
+impl Socket {
+    fn wait_at_most(&self, limit: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(socket) => socket.set_read_timeout(Some(limit)),
+            Self::Tcp(socket) => socket.set_read_timeout(Some(limit)),
+            Self::Tls(socket) => socket.sock.set_read_timeout(Some(limit)),
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Unix(socket) => socket.write_all(bytes),
+            Self::Tcp(socket) => socket.write_all(bytes),
+            Self::Tls(socket) => socket.write_all(bytes).and_then(|()| socket.flush()),
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(socket) => socket.read(buffer),
+            Self::Tcp(socket) => socket.read(buffer),
+            Self::Tls(socket) => socket.read(buffer),
+        }
+    }
 }
 
 /// A connection to one server.
@@ -65,6 +95,16 @@ impl Connection {
     pub fn open(address: &Address, user: &str, password: Option<&[u8]>, replication: bool) -> Result<Self> {
         let peer = address.display();
         let socket = connect(address).map_err(|error| unreachable(&peer, error))?;
+        let socket = match (socket, &address.place) {
+            (Socket::Tcp(plain), Place::Host(host)) if address.tls.mode != TlsMode::Disable => {
+                plain.set_read_timeout(Some(CONNECT_LIMIT)).map_err(|error| unreachable(&peer, error))?;
+                match tls::ask(plain, host, &address.tls)? {
+                    Asked::Encrypted(encrypted) => Socket::Tls(encrypted),
+                    Asked::Plain(plain) => Socket::Tcp(plain),
+                }
+            }
+            (socket, _) => socket,
+        };
         let mut this = Self {
             socket,
             buffer: BytesMut::new(),
@@ -97,6 +137,11 @@ impl Connection {
     /// The number of the server's process for this connection.
     pub(super) fn process(&self) -> u32 {
         self.process
+    }
+
+    /// Whether nobody on the way can listen.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.socket, Socket::Tls(_))
     }
 
     /// For people: whom this speaks to.
@@ -154,8 +199,18 @@ impl Connection {
                 frontend::password_message(hash.as_bytes(), &mut reply)
             }
             (10, _) => {
-                let exchange = ScramSha256::new(password.ok_or_else(needed)?, ChannelBinding::unsupported());
-                let made = frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), &mut reply);
+                let offered = texts(body).iter().any(|name| name == SCRAM_SHA_256_PLUS);
+                let (name, binding) = match (&self.socket, offered) {
+                    (Socket::Tls(stream), true) => match tls::binding(stream) {
+                        Some(digest) => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(digest)),
+                        None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+                    },
+                    // A server that would have offered it notices that somebody between us took it away.
+                    (Socket::Tls(_), false) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+                    _ => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+                };
+                let exchange = ScramSha256::new(password.ok_or_else(needed)?, binding);
+                let made = frontend::sasl_initial_response(name, exchange.message(), &mut reply);
                 *scram = Some(exchange);
                 made
             }
@@ -178,19 +233,11 @@ impl Connection {
 
     /// How long the server may be silent from now on.
     pub(super) fn wait_at_most(&mut self, limit: Duration) -> Result<()> {
-        let set = match &self.socket {
-            Socket::Unix(socket) => socket.set_read_timeout(Some(limit)),
-            Socket::Tcp(socket) => socket.set_read_timeout(Some(limit)),
-        };
-        set.map_err(|error| self.broken(error))
+        self.socket.wait_at_most(limit).map_err(|error| self.broken(error))
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let sent = match &mut self.socket {
-            Socket::Unix(socket) => socket.write_all(bytes),
-            Socket::Tcp(socket) => socket.write_all(bytes),
-        };
-        sent.map_err(|error| self.broken(error))
+        self.socket.send(bytes).map_err(|error| self.broken(error))
     }
 
     /// The next message.
@@ -216,11 +263,7 @@ impl Connection {
                 }
                 self.buffer.reserve(length + 1 - self.buffer.len());
             }
-            let read = match &mut self.socket {
-                Socket::Unix(socket) => socket.read(&mut self.scratch),
-                Socket::Tcp(socket) => socket.read(&mut self.scratch),
-            };
-            match read {
+            match self.socket.read(&mut self.scratch) {
                 Ok(0) => return Err(self.broken("it closed the connection")),
                 Ok(length) => {
                     self.buffer.extend_from_slice(self.scratch.get(..length).unwrap_or_default());

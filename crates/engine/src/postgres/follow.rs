@@ -61,7 +61,10 @@ pub fn follow_cluster(
         match ended {
             Ok(true) => {}
             Ok(false) => return Ok(()),
-            Err(error) if followed_once && matches!(error.code(), Code::Io | Code::NotFound) => {
+            // Of two that write one journal, as a backup and its follower do, one has to begin anew.
+            Err(error)
+                if followed_once && matches!(error.code(), Code::Io | Code::NotFound | Code::Conflict) =>
+            {
                 let why = format!("{}; trying again", error.chain().join(": "));
                 progress.event(&Event::Note(&why));
                 if !wait(&**clock, progress) {

@@ -1,6 +1,6 @@
 //! Histories of timelines, kept beside the log: a stream of their own for each, with the file in one change.
 
-use mainstay_core::{Change, Code, Error, Result, StreamRef, WorkloadRef};
+use mainstay_core::{Change, Code, Error, Result, StreamRef, WorkloadId, WorkloadRef};
 use mainstay_repository::{Journal, Repository};
 use mainstay_workloads::postgres::{Connection, History, Identity, Lsn};
 
@@ -73,18 +73,18 @@ fn read(journal: &Journal) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The history of a timeline as it is stored.
-pub(super) fn of(
-    repository: &Repository,
-    workload: &WorkloadRef,
-    system: &str,
-    timeline: u32,
-) -> Result<Option<History>> {
-    if timeline == 1 {
-        return History::parse(1, Vec::new()).map(Some);
+/// All that are stored of a workload.
+pub(super) fn all(journals: &[Journal], workload: &WorkloadId) -> Result<Vec<History>> {
+    let mut histories = Vec::new();
+    for journal in journals.iter().filter(|journal| journal.stream().workload.id == *workload) {
+        let name = journal.stream().name.strip_prefix(PREFIX);
+        let Some((_, Ok(timeline))) = name
+            .and_then(|name| name.rsplit_once(" timeline "))
+            .map(|(system, number)| (system, number.parse()))
+        else {
+            continue;
+        };
+        histories.push(History::parse(timeline, read(journal)?)?);
     }
-    match repository.journal(&stream(workload, system, timeline))? {
-        Some(journal) => History::parse(timeline, read(&journal)?).map(Some),
-        None => Ok(None),
-    }
+    Ok(histories)
 }

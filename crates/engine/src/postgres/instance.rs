@@ -14,7 +14,9 @@ use mainstay_workloads::sandbox::Sandbox;
 use mainstay_workloads::vm::GuardProgram;
 
 use super::lazy::Lazy;
-use super::restore::{ClusterPlan, Until, target, write_files, write_log};
+use super::plan::{ClusterPlan, Until};
+use super::restore::{target, write_files};
+use super::segments::write_log;
 
 const TICK: Duration = Duration::from_millis(50);
 /// How long a recovery may stand at one place.
@@ -466,8 +468,7 @@ fn settings(
         };
         settings.push((setting.into(), value.clone()));
     }
-    settings.extend(target(&plan.until)?);
-    settings.push(("recovery_target_timeline".into(), "current".into()));
+    settings.extend(target(plan)?);
     settings.push(("recovery_target_action".into(), "pause".into()));
     Ok(settings)
 }

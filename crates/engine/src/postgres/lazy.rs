@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mainstay_core::{Blocks, Error, ItemPath, Kind, Result};
 use mainstay_repository::{PointReader, Repository};
-use mainstay_workloads::postgres::{DATA, TABLESPACES};
+use mainstay_workloads::postgres::{DATA, History, TABLESPACES};
 use mainstay_workloads::sandbox::Sandbox;
 
-use super::log::Log;
-use super::restore::{ClusterPlan, tablespace};
+use super::log::{Log, Small};
+use super::plan::ClusterPlan;
+use super::restore::tablespace;
 use crate::mount::{Draft, DraftCost, Mounted};
 
 /// So many different troubles are kept.
@@ -51,9 +52,16 @@ impl Lazy {
         }
         let directory = [name(data).as_encoded_bytes(), b"/pg_wal"].concat();
         draft.directory(&path(&directory)?, 0o700)?;
-        for (name, segment) in Log::of(plan)?.segments() {
+        let mut files: Vec<(String, Arc<dyn Blocks>)> = Vec::new();
+        for log in Log::of(plan)? {
+            let segments = log.segments().map(|(name, segment)| (name, Arc::new(segment) as _));
+            files.extend(segments);
+        }
+        for history in plan.histories()? {
+            files.push((History::file_name(history.timeline), Arc::new(Small(history.text.clone()))));
+        }
+        for (name, segment) in files {
             let size = segment.size();
-            let segment: Arc<dyn Blocks> = Arc::new(segment);
             let below = Box::new(move || Ok(Arc::clone(&segment)));
             draft.file(
                 &path(&[directory.as_slice(), b"/", name.as_bytes()].concat())?,

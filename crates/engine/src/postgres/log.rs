@@ -3,18 +3,19 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mainstay_core::{Blocks, Error, Extent, ExtentKind, Result};
+use mainstay_core::{Blocks, Error, Extent, ExtentKind, Position, Result};
 use mainstay_repository::Journal;
 use mainstay_workloads::postgres::Lsn;
 
-use super::restore::ClusterPlan;
+use super::plan::ClusterPlan;
 
 /// So many bytes of the log are kept from one read to the next: recovery reads from front to back.
 const WINDOW: usize = 8 << 20;
 
-/// The log of a plan.
+/// The log of a plan on one timeline.
 pub(super) struct Log {
-    journal: Arc<Journal>,
+    journals: Arc<Vec<Journal>>,
+    journal: usize,
     timeline: u32,
     segment_bytes: u64,
     /// From the start of a segment to where the log ends.
@@ -29,22 +30,26 @@ pub(super) struct Segment {
 }
 
 impl Log {
-    pub(super) fn of(plan: &ClusterPlan) -> Result<Arc<Self>> {
-        let start: Lsn = plan
-            .cluster
-            .start
-            .parse()
-            .map_err(|()| Error::integrity("the point does not say where it starts"))?;
-        let end = Lsn::from_position(&plan.stretch.end)
-            .ok_or_else(|| Error::integrity("a journal of another kind"))?;
-        let segment_bytes = plan.cluster.segment_bytes;
-        Ok(Arc::new(Self {
-            journal: Arc::clone(&plan.journal),
-            timeline: plan.cluster.start_timeline,
-            segment_bytes,
-            range: start.segment_start(segment_bytes).0..end.0,
-            window: Mutex::default(),
-        }))
+    /// One for each timeline that recovery goes through.
+    pub(super) fn of(plan: &ClusterPlan) -> Result<Vec<Arc<Self>>> {
+        let place = |position: &Position| {
+            Lsn::from_position(position).ok_or_else(|| Error::integrity("a journal of another kind"))
+        };
+        let (start, segment_bytes) = (plan.start()?, plan.cluster.segment_bytes);
+        let mut logs = Vec::new();
+        for leg in &plan.legs {
+            // The other legs begin where a segment does.
+            let start = start.max(place(&leg.stretch.start)?);
+            logs.push(Arc::new(Self {
+                journals: Arc::clone(&plan.journals),
+                journal: leg.journal,
+                timeline: leg.timeline,
+                segment_bytes,
+                range: start.0..place(&leg.stretch.end)?.0,
+                window: Mutex::default(),
+            }));
+        }
+        Ok(logs)
     }
 
     /// Its files by name.
@@ -78,7 +83,8 @@ impl Log {
 
     fn load(&self, at: u64) -> Result<(u64, Vec<u8>)> {
         let mut window: Option<(u64, Vec<u8>)> = None;
-        for change in self.journal.read(&Lsn(at).position())? {
+        let journal = self.journals.get(self.journal).ok_or_else(|| Error::bug("a journal has gone"))?;
+        for change in journal.read(&Lsn(at).position())? {
             let change = change?;
             let start = Lsn::from_position(&change.start)
                 .ok_or_else(|| Error::integrity("a journal of another kind"))?;
@@ -111,5 +117,27 @@ impl Blocks for Segment {
         let (log, beyond) = buffer.split_at_mut(there.min(buffer.len()));
         beyond.fill(0);
         self.log.read(at, log)
+    }
+}
+
+/// A small file.
+pub(super) struct Small(pub(super) Vec<u8>);
+
+impl Blocks for Small {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        let change = mainstay_core::ChangeState::Unknown;
+        Ok(vec![Extent { range, kind: ExtentKind::Data, change }])
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = start.saturating_add(buffer.len());
+        let bytes = self.0.get(start..end).ok_or_else(|| Error::bug("a file is read beyond its end"))?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
     }
 }

@@ -6,20 +6,32 @@ mod follow;
 mod history;
 mod instance;
 mod lazy;
+mod lines;
 mod log;
+mod plan;
 mod restore;
+mod segments;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use drill::{DrillRequest, Drilled, drill};
 pub use follow::{FollowCluster, follow_cluster};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
-pub use restore::{ClusterPlan, Until, intervals, plan_cluster, restore_cluster};
+pub use lines::Leg;
+pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
+pub use restore::restore_cluster;
 
 pub use mainstay_workloads::postgres::KIND;
 
 use mainstay_core::{StreamRef, WorkloadRef};
 
+/// What the journals of logs are called: this, the cluster's number, and the timeline.
+const PREFIX: &str = "wal ";
+
 /// The journal of one timeline of a cluster.
 fn stream(workload: &WorkloadRef, system: &str, timeline: u32) -> StreamRef {
-    StreamRef { workload: workload.clone(), name: format!("wal {system} timeline {timeline}"), parent: None }
+    StreamRef {
+        workload: workload.clone(),
+        name: format!("{PREFIX}{system} timeline {timeline}"),
+        parent: None,
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mainstay_core::{Clock, Event, Progress, Result, Silent, WorkloadId};
 use mainstay_engine::follow::Closing;
 use mainstay_engine::postgres::{
-    ClusterBackup, ClusterPoint, FollowCluster, Until, backup_cluster, follow_cluster, plan_cluster,
+    ClusterBackup, ClusterPoint, Dial, FollowCluster, Until, backup_cluster, follow_cluster, plan_cluster,
     restore_cluster, workload,
 };
 use mainstay_repository::keys::KeyRing;
@@ -49,7 +49,11 @@ pub(crate) fn progress() -> Arc<dyn Progress> {
 }
 
 pub(crate) fn back_up(repository: &Repository, server: &Postgres) -> ClusterPoint {
-    backup_cluster(repository, &dial(server), &request(), &clock(), &progress()).unwrap()
+    back_up_by(repository, &dial(server))
+}
+
+pub(crate) fn back_up_by(repository: &Repository, dial: &Dial<'_>) -> ClusterPoint {
+    backup_cluster(repository, dial, &request(), &clock(), &progress()).unwrap()
 }
 
 /// A directory that the server's user goes through.

@@ -7,3 +7,5 @@ mod failures;
 mod log;
 mod points;
 mod shapes;
+mod timelines;
+mod tls;

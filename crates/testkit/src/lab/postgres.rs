@@ -135,6 +135,11 @@ impl Postgres {
         self.run_until("f")
     }
 
+    /// Starts a standby again, and waits until it answers.
+    pub fn resume_standby(&mut self) -> Result<()> {
+        self.run_until("t")
+    }
+
     /// Starts it, and waits until it says whether it recovers.
     fn run_until(&mut self, recovering: &str) -> Result<()> {
         let (data, sockets) = (self.data.display().to_string(), self.directory.path().display().to_string());

@@ -25,7 +25,7 @@ pub(super) fn run(arguments: &DbFollow, session: &mut Session) -> Done {
         workload: server.name.clone(),
         server: server.address.display(),
     }));
-    let request = FollowCluster { workload, slot: arguments.server.slot.clone(), closing };
+    let request = FollowCluster { workload, slot: arguments.server.slot.clone(), max_lag: None, closing };
     let progress: Arc<dyn Progress> = session.progress();
     follow_cluster(&repository, &dial, &request, &session.doors.clock, progress.as_ref())?;
     Ok(None)

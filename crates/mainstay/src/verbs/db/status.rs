@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &DbStatus, session: &mut Session) -> Done {
             sqlite::status(&workload, &journals, &repository, session)?;
             continue;
         }
-        for (log, span) in intervals(&points, &journals, &workload.id) {
+        for (log, span) in intervals(&repository, &points, &journals, &workload.id) {
             session.report.line(&Line::Recoverable(Recoverable {
                 workload: workload.name.clone(),
                 log,

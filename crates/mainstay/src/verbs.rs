@@ -95,6 +95,23 @@ fn duration(text: &str) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|error| usage().because(error))
 }
 
+/// Bytes as people write them: `500M`, `10G`, `10GiB`; by 1024.
+fn size(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default().trim().to_ascii_uppercase().as_str() {
+        "" | "B" => Some(0),
+        "K" | "KB" | "KIB" => Some(10),
+        "M" | "MB" | "MIB" => Some(20),
+        "G" | "GB" | "GIB" => Some(30),
+        "T" | "TB" | "TIB" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| digits.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.ok_or_else(|| {
+        Error::new(Code::Usage, format!("{text:?} is not a size")).hint("write it as in 500M or 10G")
+    })
+}
+
 /// A count as the JSON lines have it.
 fn number(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
@@ -105,7 +122,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
-    use super::{duration, item_path};
+    use super::{duration, item_path, size};
 
     #[test]
     fn paths_are_taken_from_the_top() {
@@ -114,6 +131,16 @@ mod tests {
             assert_eq!(item_path(Path::new(typed)).unwrap().to_string(), path);
         }
         assert!(item_path(Path::new("/etc/../x")).is_err());
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [("7", 7), ("500M", 500 << 20), ("10 GiB", 10 << 30), ("1tb", 1 << 40)] {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "G", "1X", "-1", "1.5G", "99999999999999T"] {
+            size(bad).unwrap_err();
+        }
     }
 
     #[test]

@@ -23,5 +23,5 @@ pub use items::{
 };
 pub use memory::{Blobs, MemoryStore, snapshot_of};
 pub use program::{at_home, tool};
-pub use rng::{Rng, for_each_seed, seeds};
+pub use rng::{Rng, for_each_seed, is_long, seeds};
 pub use trace::{CrashState, CrashStates, Op, TracingStore};

@@ -93,6 +93,11 @@ pub fn seeds(count: u64) -> Range<u64> {
     0..number_from_environment("MAINSTAY_SEEDS").unwrap_or(count)
 }
 
+/// Whether tests are to take their time: `cargo xtask test --long`.
+pub fn is_long() -> bool {
+    number_from_environment("MAINSTAY_LONG").is_some_and(|number| number > 0)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the tests' one door to the environment")]
 fn number_from_environment(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

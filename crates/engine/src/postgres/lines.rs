@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mainstay_core::{Position, WorkloadId};
-use mainstay_repository::{Journal, Stretch};
+use mainstay_repository::{Hole, Journal, Stretch};
 
 use super::PREFIX;
 
@@ -40,6 +40,35 @@ impl Run {
 pub(super) fn timeline_of(journal: &Journal) -> Option<u32> {
     let name = &journal.stream().name;
     name.strip_prefix(PREFIX)?.rsplit_once(" timeline ")?.1.parse().ok()
+}
+
+/// What is missing of a workload's log, with the name of the journal that it is missing from: within timelines, and where
+/// one goes on from another.
+pub fn holes(journals: &[Journal], workload: &WorkloadId) -> Vec<(String, Hole)> {
+    let mut found = Vec::new();
+    let ours: Vec<&Journal> = journals
+        .iter()
+        .filter(|journal| journal.stream().workload.id == *workload && timeline_of(journal).is_some())
+        .collect();
+    for journal in &ours {
+        let name = &journal.stream().name;
+        found.extend(journal.holes().into_iter().map(|hole| (name.clone(), hole)));
+        let Some((parent, left)) = &journal.stream().parent else { continue };
+        let Some(parent) = ours.iter().find(|journal| journal.stream().name == *parent) else { continue };
+        let before = parent.stretches().into_iter().rfind(|stretch| stretch.start < *left);
+        let (Some(before), Some(first)) = (before, journal.stretches().into_iter().next()) else { continue };
+        if before.end < first.start || first.start > *left {
+            let hole = Hole {
+                start: before.end.min(left.clone()),
+                end: first.start,
+                after: before.last,
+                before: first.first,
+                why: "a server was promoted before all of its log was read".into(),
+            };
+            found.push((name.clone(), hole));
+        }
+    }
+    found
 }
 
 /// All runs of a workload: those of its newest timeline first, and of each timeline the newest first. What another run

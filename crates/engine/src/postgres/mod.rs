@@ -16,7 +16,7 @@ pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use drill::{DrillRequest, Drilled, drill};
 pub use follow::{FollowCluster, follow_cluster};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
-pub use lines::Leg;
+pub use lines::{Leg, holes};
 pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
 pub use restore::restore_cluster;
 

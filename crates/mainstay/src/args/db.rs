@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-const SERVER_HELP: &str = "The server: postgres://USER@HOST:PORT, or postgres:///?host=/var/run/postgresql for a socket; or sqlite:PATH, a \
-     database, a directory of them, or a pattern such as '/srv/*/app.db'";
+const SERVER_HELP: &str = "The server: postgres://USER@HOST:PORT, or postgres:///?host=/var/run/postgresql for a socket \
+    (?sslmode=verify-full&sslrootcert=FILE for TLS with whom you know); or sqlite:PATH, a database, a directory of them, \
+    or a pattern such as '/srv/*/app.db'";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Db {
@@ -71,6 +72,10 @@ pub(crate) struct DbFollow {
     /// Store what was gathered at least so often
     #[arg(long, value_name = "TIME", default_value = "1s")]
     pub every: String,
+    /// Give up the slot and what it keeps, when that is more than SIZE (10G, 500M): the journal gets a hole, and the
+    /// server's disk does not fill up
+    #[arg(long, value_name = "SIZE", requires = "slot")]
+    pub max_slot_lag: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -86,6 +91,7 @@ pub(crate) struct DbStatus {
   mainstay db restore shop --to /srv/pg --at '2026-11-22 10:41:07+01:00'
   mainstay db restore shop --to /srv/pg --lsn 1A/2B3C4D5E
   mainstay db restore app --to /srv/app --position 3:427
+  mainstay db restore shop --to /srv/pg --before 735812
 
 Start PostgreSQL of the same major version on the directory: it recovers to the moment chosen and opens for writing.
 Tablespaces come to lie beside the directory. The lines that Mainstay adds at the end of postgresql.auto.conf can go
@@ -114,6 +120,9 @@ pub(crate) struct DbRestore {
     /// Only this database of several (SQLite)
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,
+    /// The timeline to follow [default: the newest one that leads there]
+    #[arg(long, value_name = "NUMBER")]
+    pub timeline: Option<u32>,
     /// Say what would be restored; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,

@@ -6,7 +6,7 @@ use mainstay_core::Progress;
 use mainstay_engine::follow::Closing;
 use mainstay_engine::postgres::{FollowCluster, follow_cluster, workload};
 
-use super::super::{Done, backup as files, duration};
+use super::super::{Done, backup as files, duration, size};
 use super::server::Known;
 use crate::args::DbFollow;
 use crate::report::databases::Following;
@@ -16,6 +16,7 @@ use crate::session::Session;
 pub(super) fn run(arguments: &DbFollow, session: &mut Session) -> Done {
     let places = session.places()?;
     let closing = Closing { after: duration(&arguments.every)?, ..Closing::default() };
+    let max_lag = arguments.max_slot_lag.as_deref().map(size).transpose()?;
     let server = Known::of(&arguments.server, session)?;
     files::check_name(&server.name)?;
     let repository = files::open(session, &places, false)?;
@@ -25,7 +26,7 @@ pub(super) fn run(arguments: &DbFollow, session: &mut Session) -> Done {
         workload: server.name.clone(),
         server: server.address.display(),
     }));
-    let request = FollowCluster { workload, slot: arguments.server.slot.clone(), max_lag: None, closing };
+    let request = FollowCluster { workload, slot: arguments.server.slot.clone(), max_lag, closing };
     let progress: Arc<dyn Progress> = session.progress();
     follow_cluster(&repository, &dial, &request, &session.doors.clock, progress.as_ref())?;
     Ok(None)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::address::parse_time;
-use mainstay_engine::postgres::{KIND, Until, plan_cluster, restore_cluster};
+use mainstay_engine::postgres::{KIND, Until, plan_cluster_on, restore_cluster};
 use mainstay_repository::Repository;
 
 use super::super::Done;
@@ -22,7 +22,7 @@ pub(super) fn run(arguments: &DbRestore, repository: &Repository, session: &mut 
         let what = format!("there is no point of a cluster {:?}", arguments.workload);
         return Err(Error::new(Code::NotFound, what).hint("mainstay points shows what there is"));
     };
-    let plan = plan_cluster(repository, &known.workload.id, until)?;
+    let plan = plan_cluster_on(repository, &known.workload.id, until, arguments.timeline)?;
     if arguments.dry_run {
         let what = format!(
             "restore point {} of {}, PostgreSQL {}, to {}, with its log from {}",

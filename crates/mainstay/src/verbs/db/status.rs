@@ -1,7 +1,7 @@
 //! `mainstay db status`.
 
 use mainstay_core::{Code, Error, Position, Time};
-use mainstay_engine::postgres::intervals;
+use mainstay_engine::postgres::{KIND, holes, intervals};
 use mainstay_workloads::postgres::Lsn;
 
 use super::super::Done;
@@ -41,18 +41,16 @@ pub(super) fn run(arguments: &DbStatus, session: &mut Session) -> Done {
                 log_bytes: span.bytes,
             }));
         }
-        for journal in journals.iter().filter(|journal| journal.stream().workload.id == workload.id) {
-            for hole in journal.holes() {
-                session.report.line(&Line::Hole(Hole {
-                    workload: workload.name.clone(),
-                    log: journal.stream().name.clone(),
-                    start: place(&hole.start),
-                    end: place(&hole.end),
-                    after: time(hole.after),
-                    before: time(hole.before),
-                    why: hole.why,
-                }));
-            }
+        for (log, hole) in holes(&journals, &workload.id) {
+            session.report.line(&Line::Hole(Hole {
+                workload: workload.name.clone(),
+                log,
+                start: place(&hole.start),
+                end: place(&hole.end),
+                after: time(hole.after),
+                before: time(hole.before),
+                why: hole.why,
+            }));
         }
     }
     Ok(None)

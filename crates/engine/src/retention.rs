@@ -35,6 +35,9 @@ pub struct Policy {
     pub yearly: u32,
     /// All that are younger than this, counted back from the newest point.
     pub within: Option<Duration>,
+    /// Any moment of this time counted back from the newest point is to stay recoverable, where there is a log: the newest
+    /// point that is older.
+    pub interval: Option<Duration>,
     /// How long undo points are kept; the rules above do not count for them.
     pub undo: Duration,
 }
@@ -43,14 +46,26 @@ impl Default for Policy {
     /// Keeps nothing but undo points of a week.
     fn default() -> Self {
         let undo = Duration::from_secs(7 * 24 * 3600);
-        Self { last: 0, hourly: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0, within: None, undo }
+        Self {
+            last: 0,
+            hourly: 0,
+            daily: 0,
+            weekly: 0,
+            monthly: 0,
+            yearly: 0,
+            within: None,
+            interval: None,
+            undo,
+        }
     }
 }
 
 impl Policy {
     pub fn keeps_something(&self) -> bool {
-        let Self { last, hourly, daily, weekly, monthly, yearly, within, undo: _ } = self;
-        [last, hourly, daily, weekly, monthly, yearly].iter().any(|count| **count > 0) || within.is_some()
+        let Self { last, hourly, daily, weekly, monthly, yearly, within, interval, undo: _ } = self;
+        [last, hourly, daily, weekly, monthly, yearly].iter().any(|count| **count > 0)
+            || within.is_some()
+            || interval.is_some()
     }
 }
 
@@ -70,6 +85,8 @@ pub enum Why {
     /// The newest of a bucket: the rule's name and the bucket's.
     Bucket(&'static str, String),
     Within,
+    /// The log since it leads to every moment that is to stay recoverable.
+    Interval,
     /// An undo point that is still young.
     Undo,
 }
@@ -84,6 +101,7 @@ impl fmt::Display for Why {
             Self::Last(number) => write!(f, "last {number}"),
             Self::Bucket(rule, bucket) => write!(f, "{rule} {bucket}"),
             Self::Within => f.write_str("young enough"),
+            Self::Interval => f.write_str("where the log starts that is kept"),
             Self::Undo => f.write_str("young undo point"),
         }
     }
@@ -266,6 +284,10 @@ fn rules(newest_first: &[&PointInfo], policy: &Policy, zone: &TimeZone, referenc
     if let Some(within) = policy.within {
         let young = newest_first.iter().filter(|point| reference.since(point.moment) <= within);
         kept.extend(young.map(|point| (point.id, Why::Within)));
+    }
+    if let Some(interval) = policy.interval {
+        let older = newest_first.iter().find(|point| reference.since(point.moment) >= interval);
+        kept.extend(older.map(|point| (point.id, Why::Interval)));
     }
     kept
 }

@@ -11,7 +11,7 @@ mod inside;
 mod vm;
 
 pub(crate) use copies::{Drill, Moment, Open, Private};
-pub(crate) use db::{Db, DbBackup, DbFollow, DbRestore, DbStatus, Server};
+pub(crate) use db::{Db, DbBackup, DbFetchWal, DbFollow, DbPushWal, DbRestore, DbStatus, Server};
 pub(crate) use inside::{Inside, Within};
 pub(crate) use vm::{
     Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRecover, VmRestore,
@@ -545,6 +545,9 @@ pub(crate) struct Keep {
     /// Keep all that is younger than this, such as 36h or 30d, counted back from the newest point
     #[arg(long, value_name = "TIME")]
     pub keep_within: Option<String>,
+    /// Keep any moment of this long recoverable, of what has a journal, as databases do: the log, and the point before it
+    #[arg(long, value_name = "TIME")]
+    pub keep_interval: Option<String>,
     /// Keep undo points this long
     #[arg(long, value_name = "TIME", default_value = "7d")]
     pub keep_undo: String,

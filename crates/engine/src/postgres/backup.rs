@@ -64,7 +64,7 @@ pub fn workload(name: &str, dial: &Dial<'_>) -> Result<WorkloadRef> {
     Ok(workload_of(name, &WalStream::identify(&mut dial(true)?)?.system))
 }
 
-fn workload_of(name: &str, system: &str) -> WorkloadRef {
+pub(super) fn workload_of(name: &str, system: &str) -> WorkloadRef {
     WorkloadRef {
         id: derived_id(&format!("{KIND} {system}"), name),
         kind: WorkloadKind(KIND.into()),

@@ -1,6 +1,7 @@
 //! Database clusters: points, the journal of their log, and recovery to any moment that both reach.
 
 mod backup;
+mod configuration;
 mod drill;
 mod follow;
 mod history;
@@ -9,8 +10,10 @@ mod lazy;
 mod lines;
 mod log;
 mod plan;
+mod push;
 mod restore;
 mod segments;
+mod trim;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use drill::{DrillRequest, Drilled, drill};
@@ -18,7 +21,9 @@ pub use follow::{FollowCluster, follow_cluster};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
 pub use lines::{Leg, holes};
 pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
+pub use push::{Pushed, aside, fetch_wal, push_wal};
 pub use restore::restore_cluster;
+pub use trim::{Trim, plan_trims, trim};
 
 pub use mainstay_workloads::postgres::KIND;
 

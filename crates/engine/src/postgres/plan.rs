@@ -184,7 +184,7 @@ fn leading<'a>(
     });
     match until {
         // Whether a transaction was committed after a point is not known: the oldest is before it, if any is.
-        Until::Transaction(_) => leading.last(),
+        Until::Transaction(_) => leading.next_back(),
         _ => leading.next(),
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use mainstay_core::{Code, Error, Event, ItemPath, Next, Phase, Progress, Receipt, Result, Source, Time};
 use mainstay_repository::{PointReader, Repository};
 use mainstay_workloads::files::{FilesPlan, FilesTarget, OwnerRule, RestoreMode, RestoreRules, Restored};
-use mainstay_workloads::postgres::{DATA, MANIFEST, TABLESPACES};
+use mainstay_workloads::postgres::{CONFIGURATION, DATA, MANIFEST, TABLESPACES};
 
+use super::configuration;
 use super::plan::{ClusterPlan, Until, document};
 use super::segments::write_log;
 use crate::copy::copy;
@@ -28,9 +29,15 @@ pub fn restore_cluster(
     to: &Path,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
-    let restored = write_files(repository, plan, to, OwnerRule::default(), progress)?;
+    let mut restored = write_files(repository, plan, to, OwnerRule::default(), progress)?;
+    let reader = repository.read(&plan.point.id)?;
+    let beside = configuration_of(to);
+    if reader.lookup(&configuration::path()?)?.is_some() {
+        add(&mut restored, part(&reader, CONFIGURATION, &beside, OwnerRule::default(), progress)?);
+    }
+    configuration::settle(&plan.cluster, &beside, to)?;
     // PostgreSQL's own check, pg_verifybackup, reads it there.
-    let manifest = document(&repository.read(&plan.point.id)?, MANIFEST, MANIFEST_BYTES_MAX)?;
+    let manifest = document(&reader, MANIFEST, MANIFEST_BYTES_MAX)?;
     write(&to.join(MANIFEST), &manifest, to)?;
     write_log(plan, to, progress.as_ref())?;
     settle(plan, to)?;
@@ -62,13 +69,24 @@ pub(super) fn write_files(
     for space in &plan.cluster.tablespaces {
         let at = tablespace(to, space.oid);
         let more = part(&reader, &format!("{TABLESPACES}/{}", space.oid), &at, owners, progress)?;
-        restored.counts.items += more.counts.items;
-        restored.counts.bytes += more.counts.bytes;
-        restored.counts.skipped += more.counts.skipped;
-        restored.skips.extend(more.skips);
+        add(&mut restored, more);
         relink(to, space.oid, &at)?;
     }
     Ok(restored)
+}
+
+fn add(restored: &mut Restored, more: Restored) {
+    restored.counts.items += more.counts.items;
+    restored.counts.bytes += more.counts.bytes;
+    restored.counts.skipped += more.counts.skipped;
+    restored.skips.extend(more.skips);
+}
+
+/// Where configuration that lay outside the data directory comes to lie.
+fn configuration_of(to: &Path) -> PathBuf {
+    let mut name = to.as_os_str().to_owned();
+    name.push("-configuration");
+    name.into()
 }
 
 pub(super) fn tablespace(to: &Path, oid: u32) -> PathBuf {

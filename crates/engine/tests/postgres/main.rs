@@ -2,10 +2,13 @@
 
 #![cfg(test)]
 
+mod apart;
 mod common;
 mod failures;
 mod log;
 mod points;
+mod push;
+mod retention;
 mod shapes;
 mod timelines;
 mod tls;

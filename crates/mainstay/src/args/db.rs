@@ -23,6 +23,10 @@ pub(crate) enum Db {
     /// Stand by a private copy and clear it away if its run dies (started by Mainstay itself)
     #[command(hide = true)]
     Guard,
+    /// Store a segment of the log that a server pushes: its archive_command
+    PushWal(DbPushWal),
+    /// Give back a segment of the log: the restore_command of a server
+    FetchWal(DbFetchWal),
 }
 
 #[derive(Args, Debug)]
@@ -83,6 +87,45 @@ pub(crate) struct DbStatus {
     /// One workload [default: all clusters]
     #[arg(value_name = "WORKLOAD")]
     pub workload: Option<String>,
+    /// Ask a server as well what its slots keep, and how far behind they are
+    #[arg(long, value_name = "SERVER")]
+    pub server: Option<String>,
+    /// A file whose first line is the password [default: ~/.pgpass, as for PostgreSQL's own programs]
+    #[arg(long, value_name = "FILE", requires = "server")]
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples, in postgresql.conf:
+  archive_command = 'mainstay -r /srv/backup db push-wal --name shop %p'
+
+What is stored already is fine; a segment that says otherwise than what is stored is kept beside it and told of, so that
+the server does not wait for ever. A follower of the same workload may run beside.")]
+pub(crate) struct DbPushWal {
+    /// What the workload is called [default: this host]
+    #[arg(long, value_name = "WORKLOAD")]
+    pub name: Option<String>,
+    /// The file, as %p names it
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples, in postgresql.conf:
+  restore_command = 'mainstay -r /srv/backup db fetch-wal --name shop %f %p'
+
+A file that is not stored ends with status 1, which a server takes for the end of the log. All other failures end with
+130, which it does not.")]
+pub(crate) struct DbFetchWal {
+    /// What the workload is called [default: this host]
+    #[arg(long, value_name = "WORKLOAD")]
+    pub name: Option<String>,
+    /// The name of the file, as %f is
+    #[arg(value_name = "NAME")]
+    pub file: String,
+    /// Where it goes, as %p says
+    #[arg(value_name = "FILE")]
+    pub to: PathBuf,
 }
 
 #[derive(Args, Debug)]

@@ -48,6 +48,30 @@ pub struct Hole {
     pub why: String,
 }
 
+/// The log of a cluster before a place was given up, because no point that is kept needs it; or would be.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Trimmed {
+    pub workload: String,
+    pub log: String,
+    pub before: String,
+    pub log_bytes: u64,
+    pub dry_run: bool,
+}
+
+/// A replication slot of a server.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Slot {
+    pub slot: String,
+    /// Somebody follows it now.
+    pub active: bool,
+    /// reserved, extended, unreserved, lost: PostgreSQL's `wal_status`
+    pub state: String,
+    /// What it keeps at the server.
+    pub kept_bytes: Option<u64>,
+    /// What may still be written before the server gives it up, where that is limited.
+    pub left_bytes: Option<u64>,
+}
+
 /// A log is followed from here on.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Following {
@@ -152,6 +176,8 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             format!("closed after {:.1} s · {cost}\n", line.seconds)
         }
         Line::Drilled(line) => drilled(line),
+        Line::Trimmed(line) => trimmed(line),
+        Line::Slot(line) => slot(line),
         _ => return None,
     })
 }
@@ -192,6 +218,27 @@ fn hole(line: &Hole, zone: &TimeZone) -> String {
         line.start,
         line.end,
         clean(&line.why)
+    )
+}
+
+fn slot(line: &Slot) -> String {
+    let advice = match (line.state.as_str(), line.active, line.left_bytes) {
+        ("lost", ..) => " · its log is gone: mainstay db backup",
+        ("unreserved", ..) => " · about to be given up: is the follower running?",
+        (_, false, None) => " · nobody follows it, and it may fill the disk: set max_slot_wal_keep_size",
+        (_, false, Some(_)) => " · nobody follows it",
+        (_, true, _) => "",
+    };
+    let kept = line.kept_bytes.map_or_else(|| "?".into(), bytes);
+    format!("slot {}: {} · keeps {kept}{advice}\n", clean(&line.slot), clean(&line.state))
+}
+
+fn trimmed(line: &Trimmed) -> String {
+    let goes = if line.dry_run { "would go" } else { "is given up" };
+    format!(
+        "{}: the log before {} {goes}: no point that is kept needs it\n",
+        clean(&line.workload),
+        line.before
     )
 }
 

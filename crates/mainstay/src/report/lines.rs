@@ -110,6 +110,10 @@ pub enum Line {
     ClusterClosed(databases::ClusterClosed),
     /// A cluster was recovered and checked.
     Drilled(databases::Drilled),
+    /// What a server keeps of its log for somebody.
+    Slot(databases::Slot),
+    /// Log that no point needs any more was given up, or would be.
+    Trimmed(databases::Trimmed),
     /// A point was proven.
     Proven(machines::Proven),
     /// A point was to be proven, and was not.

@@ -72,7 +72,9 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         | Line::Hole(_)
         | Line::ClusterOpened(_)
         | Line::ClusterClosed(_)
-        | Line::Drilled(_) => return databases::line(line, zone),
+        | Line::Drilled(_)
+        | Line::Slot(_)
+        | Line::Trimmed(_) => return databases::line(line, zone),
         Line::Proven(proof) => proven(proof),
         Line::Unproven(proof) => unproven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,

@@ -2,11 +2,14 @@
 
 use mainstay_core::{Code, Error, PointId, Result};
 use mainstay_engine::address::of_workload;
+use mainstay_engine::postgres::{KIND, Trim, plan_trims, trim};
 use mainstay_engine::retention::{ExpirePlan, Policy, Verdict, plan_expire};
 use mainstay_repository::{PointInfo, Repository};
+use mainstay_workloads::postgres::Lsn;
 
 use super::{Done, duration, number};
 use crate::args::{Expire, Keep};
+use crate::report::databases::Trimmed;
 use crate::report::lines::{self, Expired, Line, stamp};
 use crate::session::Session;
 
@@ -42,7 +45,7 @@ pub(super) fn run(arguments: &Expire, session: &mut Session) -> Done {
     }
     let never = plan.never_verified.iter().map(|workload| workload.name.clone()).collect();
     finish(session, &expired, kept, arguments.dry_run, never);
-    Ok(None)
+    trim_logs(session, &repository, &points, &expired, arguments.dry_run)
 }
 
 /// Points that the person named, whatever the rules say; holds still count.
@@ -68,6 +71,40 @@ fn named(arguments: &Expire, session: &mut Session, repository: &Repository, poi
         repository.expire(&ids, "asked for by name")?;
     }
     finish(session, &ids, points.len() - ids.len(), arguments.dry_run, Vec::new());
+    trim_logs(session, repository, points, &ids, arguments.dry_run)
+}
+
+/// The log that only expired points needed goes with them.
+fn trim_logs(
+    session: &Session,
+    repository: &Repository,
+    points: &[PointInfo],
+    expired: &[PointId],
+    dry_run: bool,
+) -> Done {
+    let mut kept = points.to_vec();
+    kept.retain(|point| !expired.contains(&point.id));
+    if kept.iter().all(|point| point.workload.kind.0 != KIND) {
+        return Ok(None);
+    }
+    let journals = repository.journals()?;
+    let (trims, unsure) = plan_trims(repository, &kept, &journals)?;
+    for name in unsure {
+        session.report.note(&format!("the log of {name} stays as it is: this key cannot read its points"));
+    }
+    if !dry_run {
+        trim(repository, &journals, &trims)?;
+    }
+    for Trim { workload, log, before, bytes, .. } in trims {
+        let before = Lsn::from_position(&before).unwrap_or_default().to_string();
+        session.report.line(&Line::Trimmed(Trimmed {
+            workload: workload.name,
+            log,
+            before,
+            log_bytes: bytes,
+            dry_run,
+        }));
+    }
     Ok(None)
 }
 
@@ -105,6 +142,7 @@ fn policy(keep: &Keep) -> Result<Policy> {
         monthly: keep.keep_monthly,
         yearly: keep.keep_yearly,
         within: keep.keep_within.as_deref().map(duration).transpose()?,
+        interval: keep.keep_interval.as_deref().map(duration).transpose()?,
         undo: duration(&keep.keep_undo)?,
     })
 }

@@ -1,11 +1,13 @@
 //! `mainstay points …`.
 
-use mainstay_core::{Code, Error, ItemPath, Result, Time};
+use mainstay_core::{Code, Error, ItemPath, Result, Time, WorkloadRef};
 use mainstay_engine::address::{of_workload, parse_time};
+use mainstay_engine::postgres::KIND;
 use mainstay_engine::undo::UNDO;
 use mainstay_engine::vm::timeline;
 use mainstay_repository::{Change, ChangeKind, Note, PointInfo, Repository, diff};
 
+use super::db::status::spans;
 use super::{Done, check_tag, item_path, would};
 use crate::args::{Points, PointsAct, PointsList};
 use crate::report::lines::{self, Difference, Line};
@@ -51,6 +53,10 @@ fn list(only: &PointsList, session: &mut Session) -> Done {
         session.report.say("There are no such points. Make one: mainstay backup PATH");
     }
     session.report.table(&rows);
+    let shown = |workload: &WorkloadRef| chosen.iter().any(|point| point.workload.id == workload.id);
+    if chosen.iter().any(|point| point.workload.kind.0 == KIND && point.readable) {
+        spans(session, &repository, &points, &shown)?;
+    }
     Ok(None)
 }
 

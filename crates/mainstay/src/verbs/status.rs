@@ -1,9 +1,11 @@
 //! `mainstay status`.
 
-use mainstay_core::{Code, Result};
+use mainstay_core::{Code, Result, WorkloadRef};
 use mainstay_engine::address::of_workload;
+use mainstay_engine::postgres::KIND;
 use mainstay_engine::status::{WorkloadStatus, status};
 
+use super::db::status::spans;
 use super::{Done, duration};
 use crate::args::Status;
 use crate::report::lines::{Line, Repository, Workload, stamp};
@@ -28,6 +30,11 @@ pub(super) fn run(arguments: &Status, session: &mut Session) -> Done {
     }));
     let rows: Vec<Line> = workloads.iter().map(|status| Line::Workload(row(status))).collect();
     session.report.table(&rows);
+    let shown =
+        |workload: &WorkloadRef| workloads.iter().any(|status| status.last.workload.id == workload.id);
+    if workloads.iter().any(|status| status.last.workload.kind.0 == KIND && status.last.readable) {
+        spans(session, &repository, &points, &shown)?;
+    }
     if stats.reserve == Some(0) {
         session.report.say("Nothing is set aside for a full disk: make room, then mainstay gc");
     }

@@ -64,6 +64,13 @@ impl Home {
         Running(self.command(words).stdout(file).stderr(errors).spawn().unwrap())
     }
 
+    /// As [`Home::start`], what a shell is told.
+    pub(crate) fn start_shell(&self, log: &str, line: &str) -> Running {
+        let file = std::fs::File::options().create(true).append(true).open(self.at(log)).unwrap();
+        let errors = file.try_clone().unwrap();
+        Running(self.plain("sh").args(["-c", line]).stdout(file).stderr(errors).spawn().unwrap())
+    }
+
     /// Up to where the journal of a workload is promised to reach.
     pub(crate) fn promised(&self, workload: &str) -> Option<String> {
         let output = self.output(&["db", "status", workload]);

@@ -4,4 +4,5 @@
 
 mod bank;
 mod crash;
+mod guide;
 mod home;

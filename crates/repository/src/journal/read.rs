@@ -117,6 +117,14 @@ impl Journal {
         &self.damage
     }
 
+    /// Content bytes of what [`Repository::trim_journal`] would give up.
+    ///
+    /// [`Repository::trim_journal`]: crate::Repository::trim_journal
+    pub fn bytes_before(&self, position: &Position) -> u64 {
+        let before = self.parts.iter().take_while(|part| part.head.end <= *position);
+        before.map(|part| part.head.bytes).sum()
+    }
+
     /// The number of the object that holds the change at `position`, or of the first one behind it.
     pub(super) fn number_at(&self, position: &Position) -> u64 {
         let index = self.parts.partition_point(|part| part.head.end <= *position);

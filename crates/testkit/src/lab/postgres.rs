@@ -83,10 +83,12 @@ impl Postgres {
     /// Moves the configuration away from the data.
     fn part(&self) -> Result<()> {
         let apart = self.space(APART)?;
+        self.space(&format!("{APART}/conf.d"))?;
         let mut settings = format!("data_directory = '{}'\n", self.data.display());
         for (setting, name) in [("", "postgresql"), ("hba_file", "pg_hba"), ("ident_file", "pg_ident")] {
             let to = apart.join(format!("{name}.conf"));
-            std::fs::rename(self.data.join(format!("{name}.conf")), &to).map_err(io("cannot move a file"))?;
+            let from = self.data.join(format!("{name}.conf"));
+            run_as_server("mv", &[&from.display().to_string(), &to.display().to_string()])?;
             if !setting.is_empty() {
                 settings += &format!("{setting} = '{}'\n", to.display());
             }

@@ -9,6 +9,7 @@ use mainstay_core::{
 };
 
 use super::cluster::{Cluster, Tablespace};
+use super::configuration::{self, CONFIGURATION};
 use super::lsn::Lsn;
 use super::pages;
 use super::tar::{self, BLOCK, Content, Member};
@@ -227,6 +228,7 @@ impl BaseBackup {
         let start = self.cluster.start.parse().unwrap_or_default();
         let findings = pages::findings(&suspects, self.sql.as_mut(), page_bytes, start)?;
         self.last.extend(findings.into_iter().map(Next::Skipped));
+        self.configuration()?;
         let mut directories = vec![DATA.to_owned()];
         if !self.cluster.tablespaces.is_empty() {
             directories.push(TABLESPACES.to_owned());
@@ -237,6 +239,26 @@ impl BaseBackup {
             self.last.push(Next::Item(Box::new(directory(&name, self.owner.clone())?)));
         }
         document(CLUSTER, self.cluster.to_json()?, &*self.clock)
+    }
+}
+
+impl BaseBackup {
+    /// Reads the configuration that lies elsewhere.
+    fn configuration(&mut self) -> Result<()> {
+        let Some(sql) = &mut self.sql else { return Ok(()) };
+        let found = configuration::read(sql, self.cluster.version_number)?;
+        self.last.extend(found.skips.into_iter().map(Next::Skipped));
+        let now = self.clock.now();
+        for (path, text) in found.files {
+            let item = of(held(path, Kind::File, text, now), self.owner.clone());
+            self.last.push(Next::Item(Box::new(item)));
+        }
+        // Those above come first when this is read from its end.
+        for path in found.directories.into_iter().rev() {
+            let item = directory(CONFIGURATION, self.owner.clone())?;
+            self.last.push(Next::Item(Box::new(Item { path, ..item })));
+        }
+        Ok(())
     }
 }
 
@@ -432,27 +454,28 @@ impl StreamReader for Document {
 }
 
 fn document(name: &str, text: Vec<u8>, clock: &dyn Clock) -> Result<Next> {
-    let metadata = Metadata {
-        size: text.len() as u64,
-        mode: 0o600,
-        modified: clock.now(),
-        ..Metadata::new(Kind::Record)
-    };
+    Ok(Next::Item(Box::new(held(named(name)?, Kind::Record, text, clock.now()))))
+}
+
+/// A small text that is there already.
+fn held(path: ItemPath, kind: Kind, text: Vec<u8>, modified: Time) -> Item {
+    let metadata = Metadata { size: text.len() as u64, mode: 0o600, modified, ..Metadata::new(kind) };
     let body = Body::Stream(Box::new(Document(text.into(), 0)));
-    Ok(Next::Item(Box::new(Item { path: named(name)?, metadata, stamp: Stamp::default(), body })))
+    Item { path, metadata, stamp: Stamp::default(), body }
 }
 
 fn directory(name: &str, owner: Option<Owner>) -> Result<Item> {
+    let metadata = Metadata { mode: 0o700, ..Metadata::new(Kind::Directory) };
+    Ok(of(Item { path: named(name)?, metadata, stamp: Stamp::default(), body: Body::None }, owner))
+}
+
+/// Gives an item to whom the cluster belongs.
+fn of(mut item: Item, owner: Option<Owner>) -> Item {
     let (uid, gid, user, group) = owner.unwrap_or_default();
-    let metadata = Metadata {
-        mode: 0o700,
-        uid,
-        gid,
-        user: Some(user).filter(|name| !name.is_empty()),
-        group: Some(group).filter(|name| !name.is_empty()),
-        ..Metadata::new(Kind::Directory)
-    };
-    Ok(Item { path: named(name)?, metadata, stamp: Stamp::default(), body: Body::None })
+    (item.metadata.uid, item.metadata.gid) = (uid, gid);
+    item.metadata.user = Some(user).filter(|name| !name.is_empty());
+    item.metadata.group = Some(group).filter(|name| !name.is_empty());
+    item
 }
 
 fn named(name: &str) -> Result<ItemPath> {

@@ -6,10 +6,11 @@ mod engine;
 mod follow;
 mod moment;
 pub(super) mod open;
+mod push;
 mod restore;
 mod server;
 mod sqlite;
-mod status;
+pub(super) mod status;
 
 use super::Done;
 use crate::args::Db;
@@ -27,6 +28,8 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
             Engine::Sqlite => sqlite::follow(&arguments, session),
         },
         Db::Status(arguments) => status::run(&arguments, session),
+        Db::PushWal(arguments) => push::push(&arguments, session),
+        Db::FetchWal(arguments) => push::fetch(&arguments, session),
         Db::Restore(arguments) => {
             let repository = session.open()?;
             match Engine::of_workload(&arguments.workload, &repository.points()?, &repository)? {

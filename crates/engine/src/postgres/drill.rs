@@ -9,7 +9,7 @@ use mainstay_core::{Clock, Code, Error, Event, Phase, Progress, Result};
 use mainstay_repository::{Note, Repository};
 
 use super::instance::{Instance, InstanceCost, InstanceRequest, Reached};
-use super::restore::ClusterPlan;
+use super::plan::ClusterPlan;
 
 /// Programs that read everything.
 const CHECK_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);

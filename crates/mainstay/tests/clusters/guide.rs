@@ -26,7 +26,9 @@ fn every_line_of_the_guide_does_what_it_says() {
     let server = Postgres::start(&PostgresPlan { access, ..PostgresPlan::default() }).unwrap();
     let home = Home::new();
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mainstay"), home.at("mainstay")).unwrap();
-    server.ask("postgres", "CREATE TABLE item (n int)").unwrap();
+    server.ask("postgres", "CREATE TABLE customers (n int)").unwrap();
+    server.ask("postgres", "CREATE DATABASE shop").unwrap();
+    server.ask("shop", "CREATE TABLE customers AS SELECT n FROM generate_series(1, 2000) n").unwrap();
     let mut stage = Stage { home, server, follower: None, moment: String::new() };
     let blocks = blocks(GUIDE);
     assert!(blocks.len() >= 7, "the guide has become shorter than its test: {blocks:?}");
@@ -42,7 +44,7 @@ fn every_line_of_the_guide_does_what_it_says() {
         }
     }
     let copy = Postgres::adopt(&stage.home.at("again")).unwrap();
-    assert_eq!(copy.ask("postgres", "SELECT string_agg(n::text, ' ') FROM item").unwrap(), "1");
+    assert_eq!(copy.ask("postgres", "SELECT string_agg(n::text, ' ') FROM customers").unwrap(), "1");
     assert_eq!(stage.follower.take().unwrap().interrupt(), Some(0));
 }
 
@@ -105,9 +107,9 @@ impl Stage {
 
     /// Something happens before the moment and behind it, and is stored.
     fn work(&mut self) {
-        self.server.ask("postgres", "INSERT INTO item VALUES (1)").unwrap();
+        self.server.ask("postgres", "INSERT INTO customers VALUES (1)").unwrap();
         self.moment = self.server.ask("postgres", "SELECT clock_timestamp()").unwrap();
-        self.server.ask("postgres", "INSERT INTO item VALUES (2)").unwrap();
+        self.server.ask("postgres", "INSERT INTO customers VALUES (2)").unwrap();
         let flushed = self.server.ask("postgres", "SELECT pg_current_wal_flush_lsn()").unwrap();
         let place = |text: &str| text.parse::<mainstay_workloads::postgres::Lsn>().ok();
         patiently("the journal", LIMIT, || {

@@ -186,12 +186,20 @@ pub struct DirEntry {
 }
 
 /// A part of a directory, in the directory's own order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// May be empty although the directory goes on.
     pub entries: Vec<DirEntry>,
     /// Where the next page begins; `None` at the end.
     pub next: Option<u64>,
+}
+
+/// A part of a directory, and what is known of its entries.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    pub page: Page,
+    /// Of each entry, where it came along; otherwise it has to be asked for.
+    pub metadata: Vec<Option<Metadata>>,
 }
 
 /// Bytes of a file that lie on the volume as they are: neither compressed nor encrypted nor holes.
@@ -229,6 +237,12 @@ pub trait FileSystem: Send + Sync {
     fn read_dir(&self, directory: Node, from: u64, limit: usize) -> Result<Page>;
 
     fn metadata(&self, node: Node) -> Result<Metadata>;
+
+    /// As [`FileSystem::read_dir`], with metadata where each question would cost more than its answer.
+    fn list(&self, directory: Node, from: u64, limit: usize) -> Result<Listing> {
+        let page = self.read_dir(directory, from, limit)?;
+        Ok(Listing { metadata: vec![None; page.entries.len()], page })
+    }
 
     /// The content of a regular file; [`Code::Unsupported`] for content that cannot be read as its owner would.
     fn content(&self, file: Node) -> Result<Arc<dyn Content>>;

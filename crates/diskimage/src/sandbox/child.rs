@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mainstay_core::{Blocks, Code, Error, Extent, ExtentKind, Piece, Result};
 
 use super::confine::confine;
-use super::wire::{Fields, Link, PIECE_MAX, Parsed, nonsense, reply, request};
+use super::wire::{BATCH_BYTES, Fields, Link, PIECE_MAX, Parsed, nonsense, reply, request};
 use crate::compose::{check_range, extent};
 use crate::fs::{self, Content, FileSystem, Opened};
 
@@ -66,6 +66,29 @@ fn show(link: &Mutex<Link>, fields: Fields) -> Result<()> {
     }
 }
 
+/// Shows many small things, as many in a frame as fit.
+struct Showing<'a> {
+    link: &'a Mutex<Link>,
+    fields: Fields,
+}
+
+impl<'a> Showing<'a> {
+    fn new(link: &'a Mutex<Link>) -> Self {
+        Self { link, fields: Fields::default() }
+    }
+
+    fn add(&mut self, put: impl FnOnce(Fields) -> Fields) -> Result<()> {
+        self.fields = put(std::mem::take(&mut self.fields));
+        if self.fields.0.len() < BATCH_BYTES { Ok(()) } else { self.end() }
+    }
+
+    /// Shows what is left.
+    fn end(&mut self) -> Result<()> {
+        let fields = std::mem::take(&mut self.fields);
+        if fields.0.is_empty() { Ok(()) } else { show(self.link, fields) }
+    }
+}
+
 impl Parser {
     fn link(&self) -> MutexGuard<'_, Link> {
         lock(&self.link)
@@ -88,6 +111,12 @@ impl Parser {
             request::READ_DIR => {
                 let (directory, from, limit) = (asked.node()?, asked.u64()?, asked.u32()?);
                 fields.page(&file_system.read_dir(directory, from, limit as usize)?)
+            }
+            request::LIST => {
+                let (directory, from, limit) = (asked.node()?, asked.u64()?, asked.u32()?);
+                let page = file_system.read_dir(directory, from, limit as usize)?;
+                // One that cannot be read says why when it is asked for by itself.
+                fields.listing(&page, &|node| file_system.metadata(node).ok())
             }
             request::METADATA => fields.metadata(&file_system.metadata(asked.node()?)?),
             request::CONTENT => {
@@ -115,18 +144,18 @@ impl Parser {
                 fields
             }
             request::FREE => {
-                let show = &mut |range: std::ops::Range<u64>| {
-                    show(&self.link, Fields::default().u64(range.start).u64(range.end))
-                };
-                file_system.free(show)?;
+                let mut shown = Showing::new(&self.link);
+                file_system.free(&mut |range| shown.add(|fields| fields.u64(range.start).u64(range.end)))?;
+                shown.end()?;
                 fields
             }
             request::FILES => {
-                let show = &mut |node, extents: &[fs::FileExtent]| {
-                    let shown = |batch| show(&self.link, Fields::default().node(node).extents(batch));
-                    extents.chunks(BATCH).try_for_each(shown)
-                };
-                file_system.files(show)?;
+                let mut shown = Showing::new(&self.link);
+                file_system.files(&mut |node, extents| {
+                    let mut batches = extents.chunks(BATCH);
+                    batches.try_for_each(|batch| shown.add(|fields| fields.node(node).extents(batch)))
+                })?;
+                shown.end()?;
                 fields
             }
             _ => return Err(nonsense()),

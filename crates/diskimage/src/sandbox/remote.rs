@@ -8,7 +8,7 @@ use mainstay_core::{Blocks, Error, Metadata, Piece, Result};
 
 use super::Process;
 use super::wire::{Fields, Link, PIECE_MAX, Parsed, nonsense, reply, request};
-use crate::fs::{About, Content, FileExtent, FileSystem, Node, Opened, Page, Visitor, check_name};
+use crate::fs::{About, Content, FileExtent, FileSystem, Listing, Node, Opened, Page, Visitor, check_name};
 
 /// Extents of one file that are taken: as many as the parsers themselves give.
 const EXTENTS_MAX: usize = 1 << 22;
@@ -143,16 +143,16 @@ impl FileSystem for Remote {
     }
 
     fn read_dir(&self, directory: Node, from: u64, limit: usize) -> Result<Page> {
-        // What fits one frame, however long the names are.
-        let limit = limit.clamp(1, 8192);
-        let fields = Fields::default().node(directory).u64(from).u32(limit as u32);
+        let (limit, fields) = asked_page(directory, from, limit);
         let told = self.talk.ask(request::READ_DIR, &fields)?;
-        let page = Parsed(&told).page()?;
-        page.entries.iter().try_for_each(|entry| check_name(&entry.name))?;
-        if page.entries.len() > limit || page.next.is_some_and(|next| next <= from) {
-            return Err(nonsense());
-        }
-        Ok(page)
+        check_page(Parsed(&told).page()?, from, limit)
+    }
+
+    fn list(&self, directory: Node, from: u64, limit: usize) -> Result<Listing> {
+        let (limit, fields) = asked_page(directory, from, limit);
+        let told = self.talk.ask(request::LIST, &fields)?;
+        let Listing { page, metadata } = Parsed(&told).listing()?;
+        Ok(Listing { page: check_page(page, from, limit)?, metadata })
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {
@@ -182,11 +182,14 @@ impl FileSystem for Remote {
         let size = self.talk.volume.size();
         self.talk.ask_for_each(request::FREE, &Fields::default(), &mut |body| {
             let mut told = Parsed(body);
-            let range = told.u64()?..told.u64()?;
-            if range.start >= range.end || range.end > size {
-                return Err(nonsense());
+            while !told.is_empty() {
+                let range = told.u64()?..told.u64()?;
+                if range.start >= range.end || range.end > size {
+                    return Err(nonsense());
+                }
+                visit(range)?;
             }
-            visit(range)
+            Ok(())
         })?;
         Ok(())
     }
@@ -194,13 +197,31 @@ impl FileSystem for Remote {
     fn files(&self, visit: &mut Visitor<'_>) -> Result<()> {
         self.talk.ask_for_each(request::FILES, &Fields::default(), &mut |body| {
             let mut told = Parsed(body);
-            let node = told.node()?;
-            let extents = told.extents()?;
-            self.talk.check(&extents)?;
-            visit(node, &extents)
+            while !told.is_empty() {
+                let node = told.node()?;
+                let extents = told.extents()?;
+                self.talk.check(&extents)?;
+                visit(node, &extents)?;
+            }
+            Ok(())
         })?;
         Ok(())
     }
+}
+
+/// The limit that is kept, and the question.
+fn asked_page(directory: Node, from: u64, limit: usize) -> (usize, Fields) {
+    // What fits one frame, however long the names are.
+    let limit = limit.clamp(1, 8192);
+    (limit, Fields::default().node(directory).u64(from).u32(limit as u32))
+}
+
+fn check_page(page: Page, from: u64, limit: usize) -> Result<Page> {
+    page.entries.iter().try_for_each(|entry| check_name(&entry.name))?;
+    if page.entries.len() > limit || page.next.is_some_and(|next| next <= from) {
+        return Err(nonsense());
+    }
+    Ok(page)
 }
 
 /// A file that the parser holds open.

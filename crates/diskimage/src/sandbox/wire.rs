@@ -1,17 +1,23 @@
 //! What parent and parser say to each other: frames of a length, a kind and fields, little-endian.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
 use mainstay_core::{Code, Error, HardLink, Kind, Metadata, Result, Time};
 
-use crate::fs::{About, DirEntry, FileExtent, FsKind, Node, Other, Page};
+use crate::fs::{About, DirEntry, FileExtent, FsKind, Listing, Node, Other, Page};
 
 /// Bytes of a frame. Neither side sends more, and neither takes more.
 pub(super) const FRAME_MAX: usize = 4 << 20;
 
 /// Bytes of content in one frame.
 pub(super) const PIECE_MAX: usize = 1 << 20;
+
+/// A frame that holds many things is sent when it has so many bytes: each costs both sides a change of processes.
+pub(super) const BATCH_BYTES: usize = 64 << 10;
+
+/// Metadata comes along with a directory while the frame is no longer than this, in bytes.
+pub(super) const LISTING_BYTES: usize = 1 << 20;
 
 /// What the parent asks for.
 pub(super) mod request {
@@ -25,6 +31,7 @@ pub(super) mod request {
     pub(in super::super) const EXTENTS: u8 = 8;
     pub(in super::super) const FREE: u8 = 9;
     pub(in super::super) const FILES: u8 = 10;
+    pub(in super::super) const LIST: u8 = 11;
 }
 
 /// What the parser says: an answer ends a request; before it, it may ask for bytes and show what it found, and waits
@@ -37,11 +44,11 @@ pub(super) mod reply {
 }
 
 /// Sends and receives frames.
-pub(super) struct Link(UnixStream);
+pub(super) struct Link(BufReader<UnixStream>);
 
 impl Link {
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+        Self(BufReader::new(stream))
     }
 
     pub(super) fn send(&mut self, kind: u8, body: &[u8]) -> Result<()> {
@@ -52,7 +59,7 @@ impl Link {
         let mut frame = (length as u32).to_le_bytes().to_vec();
         frame.push(kind);
         frame.extend_from_slice(body);
-        self.0.write_all(&frame).map_err(lost)
+        self.0.get_mut().write_all(&frame).map_err(lost)
     }
 
     pub(super) fn receive(&mut self) -> Result<(u8, Vec<u8>)> {
@@ -110,12 +117,18 @@ impl Fields {
         fields
     }
 
+    fn append(mut self, other: &Self) -> Self {
+        self.0.extend_from_slice(&other.0);
+        self
+    }
+
     pub(super) fn node(self, node: Node) -> Self {
         self.u64(node.space).u64(node.number)
     }
 
     pub(super) fn extents(self, extents: &[FileExtent]) -> Self {
-        extents.iter().fold(self, |fields, extent| {
+        let fields = self.u32(extents.len() as u32);
+        extents.iter().fold(fields, |fields, extent| {
             fields.u64(extent.file_offset).u64(extent.volume_offset).u64(extent.length)
         })
     }
@@ -144,6 +157,18 @@ impl Fields {
         page.entries.iter().fold(fields, |fields, entry| {
             let kind = entry.kind.map_or(0, |kind| kind as u8);
             fields.bytes(&entry.name).node(entry.node).u8(kind)
+        })
+    }
+
+    /// Metadata of each entry after the page, as long as there is room.
+    pub(super) fn listing(self, page: &Page, metadata: &dyn Fn(Node) -> Option<Metadata>) -> Self {
+        page.entries.iter().fold(self.page(page), |fields, entry| {
+            let room = LISTING_BYTES.saturating_sub(fields.0.len());
+            let known = if room > 0 { metadata(entry.node) } else { None };
+            match known.map(|known| Self::default().metadata(&known)).filter(|known| known.0.len() <= room) {
+                Some(known) => fields.u8(1).append(&known),
+                None => fields.u8(0),
+            }
         })
     }
 
@@ -218,9 +243,14 @@ impl Parsed<'_> {
         Ok(Node { space: self.u64()?, number: self.u64()? })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn extents(&mut self) -> Result<Vec<FileExtent>> {
-        let mut extents = Vec::with_capacity(self.0.len() / 24);
-        while !self.0.is_empty() {
+        let count = self.count()?;
+        let mut extents = Vec::with_capacity(count.min(self.0.len() / 24));
+        for _ in 0..count {
             let (file_offset, volume_offset, length) = (self.u64()?, self.u64()?, self.u64()?);
             extents.push(FileExtent { file_offset, volume_offset, length });
         }
@@ -259,6 +289,13 @@ impl Parsed<'_> {
         Ok(Page { entries, next: next.then_some(offset) })
     }
 
+    pub(super) fn listing(&mut self) -> Result<Listing> {
+        let page = self.page()?;
+        let metadata = page.entries.iter().map(|_| self.flag()?.then(|| self.metadata()).transpose());
+        let metadata = metadata.collect::<Result<_>>()?;
+        Ok(Listing { page, metadata })
+    }
+
     pub(super) fn metadata(&mut self) -> Result<Metadata> {
         let mut metadata = Metadata::new(Kind::from_number(self.u8()?).ok_or_else(nonsense)?);
         (metadata.size, metadata.mode) = (self.u64()?, self.u32()?);
@@ -283,5 +320,31 @@ impl Parsed<'_> {
             return Err(nonsense());
         }
         Ok(metadata)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_core::{Kind, Metadata};
+
+    use super::{Fields, LISTING_BYTES, Parsed};
+    use crate::fs::{DirEntry, Node, Page};
+
+    #[test]
+    fn metadata_that_finds_no_room_in_a_listing_is_left_out_and_what_fits_behind_it_is_not() {
+        let node = |number| Node { space: 0, number };
+        let entry = |number: u64| DirEntry { name: vec![b'a'], node: node(number), kind: None };
+        let page = Page { entries: (0..4).map(entry).collect(), next: None };
+        let metadata = |node: Node| {
+            let mut metadata = Metadata::new(Kind::File);
+            let length = [LISTING_BYTES / 2, LISTING_BYTES / 2, 10, 10][node.number as usize];
+            metadata.xattrs = vec![(b"user.x".to_vec(), vec![7; length])];
+            (node.number < 3).then_some(metadata)
+        };
+        let told = Fields::default().listing(&page, &metadata);
+        assert!(told.0.len() < LISTING_BYTES + 100);
+        let told = Parsed(&told.0).listing().unwrap();
+        assert_eq!(told.page, page);
+        assert_eq!(told.metadata, [metadata(node(0)), None, metadata(node(2)), None]);
     }
 }

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::{Blocks, Code, ItemPath};
-use mainstay_diskimage::fs::{FileSystem, Opened, Other};
+use mainstay_core::{Blocks, Code, ItemPath, Kind};
+use mainstay_diskimage::fs::{FileSystem, Listing, Opened, Other};
 use mainstay_diskimage::map::CutMap;
 use mainstay_diskimage::sandbox::{Sandbox, serve};
 use mainstay_diskimage::volume::volumes;
@@ -87,6 +87,7 @@ fn a_sandboxed_parser_gives_the_answers_of_one_that_is_not() {
             oracle::agrees_with_kernel(&*apart, &mounted.0)
         };
         oracle::walk_agrees(&*apart, &items);
+        listings_agree(&*apart, &*here, &items);
         let free = |file_system: &dyn FileSystem| {
             let mut ranges = Vec::new();
             let push = &mut |range| {
@@ -100,6 +101,33 @@ fn a_sandboxed_parser_gives_the_answers_of_one_that_is_not() {
         let missing = apart.lookup(&ItemPath::new("not/there").unwrap()).unwrap_err();
         assert_eq!(missing.code(), Code::NotFound);
     }
+}
+
+/// A directory comes with the metadata of what it holds, as much as fits into an answer.
+fn listings_agree(apart: &dyn FileSystem, here: &dyn FileSystem, items: &oracle::Items) {
+    let (mut came_along, mut to_be_asked_for) = (0, 0);
+    for (node, metadata) in items.values() {
+        if metadata.kind != Kind::Directory {
+            continue;
+        }
+        let (mut from, mut known) = (Some(0), Vec::new());
+        while let Some(start) = from {
+            let Listing { page, metadata } = apart.list(*node, start, 97).unwrap();
+            assert_eq!(page.entries.len(), metadata.len());
+            known.extend(page.entries.into_iter().zip(metadata));
+            from = page.next;
+        }
+        let plain = here.read_dir(*node, 0, usize::MAX).unwrap();
+        assert_eq!(plain.entries, known.iter().map(|(entry, _)| entry.clone()).collect::<Vec<_>>());
+        for (entry, known) in known {
+            match known {
+                Some(known) => assert_eq!(known, here.metadata(entry.node).unwrap()),
+                None => to_be_asked_for += 1,
+            }
+            came_along += 1;
+        }
+    }
+    assert!(came_along > 500 && to_be_asked_for * 10 < came_along, "{came_along} {to_be_asked_for}");
 }
 
 #[test]
@@ -151,6 +179,9 @@ fn a_parser_that_was_taken_over_is_believed_nothing() {
             let _child = file_system.child(file_system.root(), b"name");
             let page = file_system.read_dir(file_system.root(), 5, 10).unwrap_or_default();
             assert!(page.entries.len() <= 10 && page.next.is_none_or(|next| next > 5));
+            let listing = file_system.list(file_system.root(), 5, 10).unwrap_or_default();
+            assert!(listing.page.entries.len() <= 10 && listing.page.next.is_none_or(|next| next > 5));
+            assert_eq!(listing.metadata.len(), listing.page.entries.len());
             let _metadata = file_system.metadata(file_system.root());
             for extent in file_system.extents(file_system.root()).unwrap_or_default() {
                 assert!(extent.volume_offset + extent.length <= size);

@@ -17,6 +17,8 @@ use super::inside::Inside;
 
 /// So many entries of a directory are asked for at once.
 const PAGE_ENTRIES: usize = 4096;
+/// Of so many entries of a directory the metadata that came along is kept; that of others is asked for again.
+const KNOWN_MAX: usize = 1 << 16;
 /// A table of mounts is read up to this length, in bytes.
 const FSTAB_MAX: usize = 1 << 20;
 
@@ -73,11 +75,16 @@ pub(super) struct Leaf {
     file_system: Arc<dyn FileSystem>,
     node: Node,
     device: u64,
+    /// As the file system told it, where it came with the directory.
+    known: Option<Box<Metadata>>,
 }
 
 impl Leaf {
     pub(super) fn metadata(&self) -> Result<Metadata> {
-        let mut metadata = self.file_system.metadata(self.node)?;
+        let mut metadata = match &self.known {
+            Some(known) => (**known).clone(),
+            None => self.file_system.metadata(self.node)?,
+        };
         if let Some(link) = &mut metadata.hard_link {
             link.device = self.device;
         }
@@ -283,7 +290,7 @@ impl Tree {
             return Ok(None);
         };
         let node = file_system.root();
-        Leaf { file_system, node, device: index as u64 }.below(path.components())
+        Leaf { file_system, node, device: index as u64, known: None }.below(path.components())
     }
 
     /// What lies in a directory, sorted by name. `path` is its place in the machine's tree, where other volumes may be
@@ -293,15 +300,19 @@ impl Tree {
         let mut names = HashSet::new();
         let mut from = 0;
         loop {
-            let page = directory.file_system.read_dir(directory.node, from, PAGE_ENTRIES)?;
-            for entry in page.entries {
+            let listing = directory.file_system.list(directory.node, from, PAGE_ENTRIES)?;
+            for (entry, known) in listing.page.entries.into_iter().zip(listing.metadata) {
                 // A damaged directory may say a name twice; the first one counts.
                 if names.insert(entry.name.clone()) {
-                    let leaf = Leaf { node: entry.node, ..directory.clone() };
-                    found.push((entry.name, leaf));
+                    let known = known.filter(|_| found.len() < KNOWN_MAX).map(Box::new);
+                    let file_system = Arc::clone(&directory.file_system);
+                    found.push((
+                        entry.name,
+                        Leaf { file_system, node: entry.node, device: directory.device, known },
+                    ));
                 }
             }
-            match page.next {
+            match listing.page.next {
                 Some(next) if next > from => from = next,
                 Some(_) => return Err(Error::integrity("a directory goes round in a circle")),
                 None => break,
@@ -328,7 +339,8 @@ impl Mount {
     }
 
     fn leaf(&self) -> Leaf {
-        Leaf { file_system: Arc::clone(&self.file_system), node: self.base, device: self.device }
+        let file_system = Arc::clone(&self.file_system);
+        Leaf { file_system, node: self.base, device: self.device, known: None }
     }
 }
 
@@ -339,7 +351,7 @@ impl Leaf {
                 return Ok(None);
             }
             match self.file_system.child(self.node, name)? {
-                Some(node) => self.node = node,
+                Some(node) => (self.node, self.known) = (node, None),
                 None => return Ok(None),
             }
         }

@@ -332,7 +332,10 @@ mod tests {
         let (parity, shards) = Parity::make(&parts).unwrap();
         assert_eq!((parity.shard_bytes, parity.data.len(), shards.len()), (640, 63, 8));
         let hash = blake3::hash(&shards.concat());
-        assert_eq!(hash.to_hex().as_str(), "ad6ac37587ebfe237bdbe2eaaa64c598f28ccc391501cbb86809b7335d226cc8");
+        assert_eq!(
+            hash.to_hex().as_str(),
+            "ad6ac37587ebfe237bdbe2eaaa64c598f28ccc391501cbb86809b7335d226cc8"
+        );
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub trait Hypervisor: Send + Sync {
     /// Every machine on the host, running or not.
     fn list(&self) -> Result<Vec<MachineSummary>>;
 
+    /// The names of the same machines, without a look at each.
+    fn names(&self) -> Result<Vec<(MachineId, String)>> {
+        Ok(self.list()?.into_iter().map(|machine| (machine.id, machine.name)).collect())
+    }
+
     /// The machine's configuration, in neutral form and in the vendor's.
     fn config(&self, machine: &MachineId) -> Result<Machine>;
 

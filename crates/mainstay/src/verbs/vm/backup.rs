@@ -6,7 +6,7 @@ use std::time::Duration;
 use mainstay_core::{Code, Consistency, Error, Progress, Result};
 use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
 use mainstay_repository::{PointInfo, Repository};
-use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineSummary};
+use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineId};
 
 use super::super::{Done, backup as files, check_tag, duration};
 use super::hosts;
@@ -31,14 +31,14 @@ pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
     let repository = files::open(session, &places, false)?;
     let looking = Looking::new(&arguments.inside, &mut session.doors)?;
     let (mut failed, mut made) = (0, Vec::new());
-    for (host, machine) in &chosen {
+    for (host, machine, name) in &chosen {
         session.check_cancelled()?;
         match one(&repository, *host, machine, &request, &looking, session) {
             Ok(point) => made.push(point),
             Err(error) if error.code() == Code::Cancelled || chosen.len() == 1 => return Err(error),
             Err(error) => {
                 failed += 1;
-                session.report.say(&format!("{}: {}", machine.name, error.chain().join(": ")));
+                session.report.say(&format!("{name}: {}", error.chain().join(": ")));
             }
         }
     }
@@ -95,26 +95,23 @@ fn longest_unproven(mut made: Vec<PointInfo>, points: &[PointInfo], percent: u8)
     made
 }
 
-/// The machines meant, each with its host.
+/// The machines meant, each with its host and its name.
 fn choose<'a>(
     arguments: &VmBackup,
     hosts: &'a [Box<dyn Hypervisor>],
-) -> Result<Vec<(&'a dyn Hypervisor, MachineSummary)>> {
+) -> Result<Vec<(&'a dyn Hypervisor, MachineId, String)>> {
     let mut chosen = Vec::new();
     let mut known = Vec::new();
     for host in hosts {
         let host = host.as_ref();
-        let machines = host.list()?;
-        if arguments.all {
-            chosen.extend(machines.iter().map(|machine| (host, machine.clone())));
-        }
-        for name in &arguments.machines {
-            chosen.extend(hosts::find(name, &machines).map(|machine| (host, machine.clone())));
-        }
-        known.extend(machines.into_iter().map(|machine| machine.name));
+        let machines = host.names()?;
+        let wanted = arguments.machines.iter().filter_map(|name| hosts::find(name, &machines));
+        let all = machines.iter().filter(|_| arguments.all);
+        chosen.extend(all.chain(wanted).map(|(id, name)| (host, id.clone(), name.clone())));
+        known.extend(machines.into_iter().map(|(_, name)| name));
     }
-    let found = |name: &&String| {
-        chosen.iter().any(|(_, machine)| machine.name == **name || machine.id.0.eq_ignore_ascii_case(name))
+    let found = |wanted: &&String| {
+        chosen.iter().any(|(_, id, name)| name == *wanted || id.0.eq_ignore_ascii_case(wanted))
     };
     if let Some(missing) = arguments.machines.iter().find(|name| !found(name)) {
         let error = Error::new(Code::NotFound, format!("there is no machine {missing:?}"));
@@ -182,7 +179,7 @@ pub(super) fn shown(disk: DiskSnapshot) -> machines::CapturedDisk {
 fn one(
     repository: &Repository,
     host: &dyn Hypervisor,
-    machine: &MachineSummary,
+    machine: &MachineId,
     request: &MachineBackup,
     looking: &Looking,
     session: &Session,
@@ -190,8 +187,8 @@ fn one(
     let began = session.doors.clock.monotonic();
     let progress: Arc<dyn Progress> = session.progress();
     let clock = &session.doors.clock;
-    let done = looking
-        .with(|inside| backup_machine(repository, host, &machine.id, request, inside, clock, &progress));
+    let done =
+        looking.with(|inside| backup_machine(repository, host, machine, request, inside, clock, &progress));
     drop(progress);
     let MachinePoint { point, disks, frozen, notes } = done?;
     for note in &notes {
@@ -201,7 +198,7 @@ fn one(
     session.report.line(&Line::MachineCaptured(machines::MachineCaptured {
         point: point.id.to_string(),
         workload: point.workload.name.clone(),
-        machine: machine.id.0.clone(),
+        machine: machine.0.clone(),
         host: host.name(),
         consistency: point.consistency.name().to_owned(),
         frozen_milliseconds: u64::try_from(frozen.as_millis()).unwrap_or(u64::MAX),

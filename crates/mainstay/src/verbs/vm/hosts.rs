@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use mainstay_core::{Code, Error, Result};
 use mainstay_workloads::vm::{
-    Address, Endpoint, Folder, GuardProgram, Hypervisor, LibvirtHost, Link, MachineSummary, QemuHost,
-    QemuMachine, Stage,
+    Address, Endpoint, Folder, GuardProgram, Hypervisor, LibvirtHost, Link, MachineId, QemuHost, QemuMachine,
+    Stage,
 };
 
 use crate::session::Session;
@@ -156,9 +156,9 @@ fn guard() -> Result<GuardProgram> {
 }
 
 /// The machine that `name` means on a host.
-pub(super) fn find<'a>(name: &str, machines: &'a [MachineSummary]) -> Option<&'a MachineSummary> {
-    let by_id = machines.iter().find(|machine| machine.id.0.eq_ignore_ascii_case(name));
-    by_id.or_else(|| machines.iter().find(|machine| machine.name == name))
+pub(super) fn find<'a>(wanted: &str, machines: &'a [(MachineId, String)]) -> Option<&'a (MachineId, String)> {
+    let by_id = machines.iter().find(|(id, _)| id.0.eq_ignore_ascii_case(wanted));
+    by_id.or_else(|| machines.iter().find(|(_, name)| name == wanted))
 }
 
 #[cfg(test)]

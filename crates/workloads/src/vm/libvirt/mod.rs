@@ -31,9 +31,6 @@ pub(super) use snapshot::Remains;
 /// The name of this driver in marks.
 pub(super) const DRIVER: &str = "libvirt";
 
-/// Stands between the answers to a line of questions.
-const MARKER: &str = "===mainstay===";
-
 /// One libvirt.
 pub struct LibvirtHost {
     virsh: Virsh,
@@ -82,22 +79,18 @@ impl LibvirtHost {
     }
 
     fn summary(&self, uuid: &str) -> Result<MachineSummary> {
-        let line = format!(
-            "domstate {uuid}; echo {MARKER}; dumpxml {uuid}; echo {MARKER}; dominfo {uuid}; echo {MARKER}; \
-             snapshot-list {uuid} --name; echo {MARKER}; checkpoint-list {uuid} --name"
-        );
-        let outcome = self.virsh.run_line(ANSWER, &line)?;
-        let text = String::from_utf8_lossy(&outcome.output).into_owned();
-        let mut answers = text.split(MARKER).map(str::trim);
-        let mut answer = || answers.next().unwrap_or_default();
-        let (state, xml, info) = (answer(), answer(), answer());
+        let ([state, xml, info, snapshots, checkpoints], outcome) = self.virsh.ask([
+            format!("domstate {uuid}"),
+            format!("dumpxml {uuid}"),
+            format!("dominfo {uuid}"),
+            format!("snapshot-list {uuid} --name"),
+            format!("checkpoint-list {uuid} --name"),
+        ])?;
         if xml.is_empty() {
             return Err(virsh::refused("dumpxml", &outcome));
         }
-        let (machine, live) = (parse(xml)?, parse_live(xml)?);
-        let snapshots = names(answer());
-        // Some drivers of libvirt know no checkpoints and end the line there.
-        let checkpoints = names(answer());
+        let (machine, live) = (parse(&xml)?, parse_live(&xml)?);
+        let (snapshots, checkpoints) = (names(&snapshots), names(&checkpoints));
         let bitmaps = || checkpoints.iter().map(|name| checkpoint(name)).collect();
         let disks = machine.disks.iter().filter(|disk| !disk.read_only).map(|disk| DiskSummary {
             name: disk.name.clone(),
@@ -112,7 +105,7 @@ impl LibvirtHost {
         Ok(MachineSummary {
             id: MachineId(uuid.to_owned()),
             name: machine.name.clone(),
-            state: self::state(state, info),
+            state: state_of(&state, &info),
             disks: disks.collect(),
             snapshots: snapshots.chain(checkpoints).collect(),
         })
@@ -127,35 +120,63 @@ impl LibvirtHost {
 
     /// The UUID of a machine that is named by its UUID or its name.
     fn find(&self, machine: &MachineId) -> Result<String> {
+        if is_uuid(&machine.0) {
+            return Ok(machine.0.clone());
+        }
         let info = self.virsh.run(&["dominfo", "--", &machine.0])?;
         let uuid = info.lines().find_map(|line| line.strip_prefix("UUID:"));
         let uuid = uuid.ok_or_else(|| Error::new(Code::Unsupported, "libvirt's machines have no UUID"))?;
         Ok(uuid.trim().to_owned())
     }
 
-    fn state(&self, uuid: &str) -> Result<MachineState> {
-        let word = self.virsh.run(&["domstate", uuid])?;
-        Ok(state(word.trim(), &self.virsh.run(&["dominfo", uuid])?))
-    }
-
-    fn described(&self, uuid: &str) -> Result<Machine> {
-        let security = ["dumpxml", uuid, "--inactive", "--security-info"];
-        let text = match self.virsh.run(&security) {
-            Ok(text) => text,
-            // A transient machine has no other document; whoever only reads gets no secrets.
-            Err(_) => self.virsh.run(&["dumpxml", uuid])?,
-        };
-        let mut machine = parse(&text)?;
+    fn look(&self, machine: &MachineId) -> Result<Look> {
+        let uuid = self.find(machine)?;
+        let (answers, outcome) = self.virsh.ask([
+            format!("dumpxml {uuid} --inactive --security-info"),
+            format!("dumpxml {uuid}"),
+            format!("domblkinfo {uuid} --all"),
+            format!("domstate {uuid}"),
+            format!("dominfo {uuid}"),
+            format!("backup-dumpxml {uuid}"),
+            format!("checkpoint-list {uuid} --name"),
+        ])?;
+        let [defined, now, sizes, word, info, job, checkpoints] = answers;
+        if now.is_empty() {
+            return Err(virsh::refused("dumpxml", &outcome));
+        }
+        // A transient machine has no other document; whoever only reads gets no secrets.
+        let mut machine = parse(if defined.is_empty() { &now } else { &defined })?;
         if self.is_here() {
             machine.read_nvram();
         }
         for disk in &mut machine.disks {
-            let info = self.virsh.run(&["domblkinfo", uuid, &disk.name]).unwrap_or_default();
-            let size = info.lines().find_map(|line| line.strip_prefix("Capacity:"));
-            disk.size = size.and_then(|size| size.trim().parse().ok());
+            disk.size = self.size(&uuid, &disk.name, &sizes);
         }
-        Ok(machine)
+        let (state, checkpoints) = (state_of(&word, &info), names(&checkpoints));
+        Ok(Look { uuid, machine, now, state, has_job: !job.is_empty(), checkpoints })
     }
+
+    /// The size of a disk by a list of all, which libvirt does not give when it cannot tell one of them.
+    fn size(&self, uuid: &str, disk: &str, all: &str) -> Option<u64> {
+        let mut rows = all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        if let Some(row) = rows.find(|row| row.first() == Some(&disk)) {
+            return row.get(1)?.parse().ok();
+        }
+        let info = self.virsh.run(&["domblkinfo", uuid, disk]).unwrap_or_default();
+        info.lines().find_map(|line| line.strip_prefix("Capacity:"))?.trim().parse().ok()
+    }
+}
+
+/// What libvirt says of a machine.
+struct Look {
+    uuid: String,
+    machine: Machine,
+    /// The document of the machine as it runs.
+    now: String,
+    state: MachineState,
+    /// A backup job runs.
+    has_job: bool,
+    checkpoints: Vec<String>,
 }
 
 impl Hypervisor for LibvirtHost {
@@ -174,17 +195,23 @@ impl Hypervisor for LibvirtHost {
         all.split_whitespace().map(|uuid| self.summary(uuid)).collect()
     }
 
+    fn names(&self) -> Result<Vec<(MachineId, String)>> {
+        let all = self.virsh.run(&["list", "--all", "--uuid", "--name"])?;
+        let named = all.lines().filter_map(|line| line.trim().split_once(' '));
+        Ok(named.map(|(uuid, name)| (MachineId(uuid.to_owned()), name.trim().to_owned())).collect())
+    }
+
     fn config(&self, machine: &MachineId) -> Result<Machine> {
-        self.described(&self.find(machine)?)
+        self.look(machine).map(|look| look.machine)
     }
 
     fn snapshot(&self, machine: &MachineId, request: &SnapshotRequest) -> Result<Box<dyn MachineSnapshot>> {
         let swept = self.sweep()?;
-        let uuid = self.find(machine)?;
-        let machine = self.described(&uuid)?;
-        match self.state(&uuid)? {
+        let look = self.look(machine)?;
+        let machine = &look.machine;
+        match look.state {
             MachineState::Running | MachineState::Paused => {
-                let taken = snapshot::take(self, &uuid, machine, request)?;
+                let taken = snapshot::take(self, look, request)?;
                 Ok(Box::new(taken.with_notes(swept.left)))
             }
             _ if !self.is_here() => {
@@ -199,7 +226,7 @@ impl Hypervisor for LibvirtHost {
                     reached = Consistency::Crash;
                     notes.push("its memory is saved, so that the guest did not shut down".into());
                 }
-                let offline = Offline { driver: DRIVER, machine, scratch, reached, notes };
+                let offline = Offline { driver: DRIVER, machine: look.machine, scratch, reached, notes };
                 offline::take(offline, request, self.clock.as_ref())
             }
         }
@@ -232,7 +259,8 @@ impl Hypervisor for LibvirtHost {
             let what = format!("the machine {} was not made by Mainstay", machine.0);
             return Err(Error::new(Code::Refused, what).hint("take it away with virsh if it is to go"));
         }
-        if !matches!(self.state(&uuid)?, MachineState::ShutOff | MachineState::Saved) {
+        let word = self.virsh.run(&["domstate", &uuid])?;
+        if state_of(word.trim(), "") != MachineState::ShutOff {
             self.virsh.run(&["destroy", &uuid])?;
         }
         let with_nvram = ["undefine", &uuid, "--nvram", "--checkpoints-metadata", "--managed-save"];
@@ -268,8 +296,14 @@ fn checkpoint(name: &str) -> BitmapSeen {
     BitmapSeen { name: name.to_owned(), ours: name.starts_with(PREFIX), recording: true, inconsistent: false }
 }
 
+/// Five groups of hexadecimal digits, as libvirt writes them.
+fn is_uuid(text: &str) -> bool {
+    let lengths = text.split('-').map(str::len);
+    lengths.eq([8, 4, 4, 4, 12]) && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+}
+
 /// `info` is what `dominfo` says.
-fn state(word: &str, info: &str) -> MachineState {
+fn state_of(word: &str, info: &str) -> MachineState {
     let saved = |line: &str| line.strip_prefix("Managed save:").is_some_and(|word| word.trim() == "yes");
     match word {
         "running" | "idle" | "no state" | "in shutdown" => MachineState::Running,
@@ -292,14 +326,28 @@ fn write_secretly(path: &std::path::Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{MachineState, state};
+    use super::{MachineState, is_uuid, state_of};
 
     #[test]
     fn a_machine_whose_memory_is_saved_is_not_shut_off() {
         let info =
             |saved: &str| format!("Persistent:     yes\nManaged save:   {saved}\nSecurity model: none\n");
-        assert_eq!(state("shut off", &info("yes")), MachineState::Saved);
-        assert_eq!(state("shut off", &info("no")), MachineState::ShutOff);
-        assert_eq!(state("running", &info("yes")), MachineState::Running);
+        assert_eq!(state_of("shut off", &info("yes")), MachineState::Saved);
+        assert_eq!(state_of("shut off", &info("no")), MachineState::ShutOff);
+        assert_eq!(state_of("running", &info("yes")), MachineState::Running);
+    }
+
+    #[test]
+    fn only_a_uuid_is_taken_for_one() {
+        assert!(is_uuid("5f0c2c7e-0000-4000-8000-000000000077"));
+        for name in [
+            "web",
+            "",
+            "5f0c2c7e-0000-4000-8000-00000000007",
+            "5f0c2c7e-0000-4000-8000-0000000000; x",
+            "----",
+        ] {
+            assert!(!is_uuid(name), "{name}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::virsh::{ANSWER, Virsh, refused, word};
-use super::{DRIVER, LibvirtHost, names};
+use super::{DRIVER, LibvirtHost, Look, names};
 use crate::vm::agent::{ANSWER as AGENT, set_timer, stop_timer};
 use crate::vm::domain_xml::{parse, parse_live, quoted};
 use crate::vm::guard::{Freezer, Frozen, Guard, Thaw};
@@ -122,12 +122,9 @@ struct JobDisk {
     increments: u32,
 }
 
-pub(super) fn take(
-    host: &LibvirtHost,
-    uuid: &str,
-    mut machine: Machine,
-    request: &SnapshotRequest,
-) -> Result<LibvirtSnapshot> {
+pub(super) fn take(host: &LibvirtHost, look: Look, request: &SnapshotRequest) -> Result<LibvirtSnapshot> {
+    let Look { uuid, mut machine, now: text, has_job, checkpoints, .. } = look;
+    let uuid = uuid.as_str();
     if host.is_here() {
         check(&host.scratch, host.reserve)?;
     } else if host.link.is_none() {
@@ -135,15 +132,13 @@ pub(super) fn take(
         return Err(Error::new(Code::Usage, what)
             .hint("add ,tls=DIR,host-scratch=DIR behind the URI; see the guide to backup by proxy"));
     }
-    if host.virsh.run(&["backup-dumpxml", uuid]).is_ok() {
+    if has_job {
         // Libvirt would let us wait for half a minute, with the guest standing still.
         let what = format!("a backup of the machine {} runs already", machine.name);
         return Err(Error::new(Code::Conflict, what).hint("wait until it has ended"));
     }
-    let text = host.virsh.run(&["dumpxml", uuid])?;
     // Where the disks are now: after a snapshot the machine writes elsewhere than its definition says.
     let (now, live) = (parse(&text)?, parse_live(&text)?);
-    let checkpoints = names(&host.virsh.run(&["checkpoint-list", uuid, "--name"]).unwrap_or_default());
     let mut notes = Vec::new();
     let wanted = choose(&now, &request.disks)?;
     let disks = wanted.into_iter().map(|disk| JobDisk::judge(disk, host, &machine, &checkpoints, request));

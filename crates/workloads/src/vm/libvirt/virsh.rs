@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::{Outcome, Program};
 use crate::vm::channel::clean;
+use crate::vm::run_dir::tag;
 
 /// What a question may take.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
@@ -44,6 +45,18 @@ impl Virsh {
         Err(refused(words.first().copied().unwrap_or_default(), &outcome))
     }
 
+    /// Asks several questions over one connection: to start the program costs more than most answers. The answer to each,
+    /// nothing where libvirt refused, and all that it said.
+    pub(super) fn ask<const N: usize>(&self, questions: [String; N]) -> Result<([String; N], Outcome)> {
+        // A document of a machine may hold anything but what nobody knew beforehand.
+        let marker = format!("=={:016x}==", tag());
+        let outcome = self.run_line(ANSWER, &questions.join(&format!("; echo {marker}; ")))?;
+        let text = String::from_utf8_lossy(&outcome.output).into_owned();
+        // Some drivers end the line at what they do not know.
+        let mut answers = text.split(&marker).map(|answer| answer.trim().to_owned());
+        Ok((std::array::from_fn(|_| answers.next().unwrap_or_default()), outcome))
+    }
+
     /// Runs a line of commands, one after the other over one connection, whatever becomes of each.
     pub(super) fn run_line(&self, limit: Duration, line: &str) -> Result<Outcome> {
         self.program(limit, &[line]).run().map_err(with_hint)
@@ -71,7 +84,13 @@ impl Virsh {
 pub(super) fn refused(command: &str, outcome: &Outcome) -> Error {
     let words = String::from_utf8_lossy(&outcome.errors);
     let lines = words.lines().map(|line| line.trim_start_matches("error: ").trim());
-    let said: Vec<String> = lines.filter(|line| !line.is_empty()).map(clean).collect();
+    let mut said: Vec<String> = Vec::new();
+    for line in lines.filter(|line| !line.is_empty()).map(clean) {
+        // Each question of several may have met the same trouble.
+        if !said.contains(&line) {
+            said.push(line);
+        }
+    }
     let said = if said.is_empty() { "no reason given".into() } else { said.join(": ") };
     let code = if said.contains("Domain not found") || said.contains("failed to get domain") {
         Code::NotFound

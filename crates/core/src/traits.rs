@@ -79,6 +79,12 @@ pub trait Blocks: Send + Sync {
     /// Fills the whole buffer or fails.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
+    /// Whether a range can be read without waiting for a medium or a peer. A hint: what knows nothing of itself says no.
+    fn is_at_hand(&self, range: Range<u64>) -> bool {
+        let _unknown = range;
+        false
+    }
+
     /// Runs of files inside the image, for cutting along them; a hint that never changes what is restored.
     fn cuts(&self, range: Range<u64>) -> Result<Vec<Run>> {
         let _no_hint = range;

@@ -30,6 +30,10 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         Some(value.clone())
     }
 
+    pub(crate) fn has(&self, key: &K) -> bool {
+        self.values.contains_key(key)
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V, weight: usize) {
         self.remove(&key);
         self.tick += 1;
@@ -66,6 +70,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<K: Hash + Eq + Copy, V: Clone> SharedCache<K, V> {
     pub(crate) fn new(weight_max: usize) -> Self {
         Self { cache: Mutex::new(Cache::new(weight_max)), making: Mutex::default() }
+    }
+
+    /// Whether the value is there, which another thread may change.
+    pub(crate) fn has(&self, key: &K) -> bool {
+        lock(&self.cache).has(key)
     }
 
     /// The value, or what `make` returns with its weight in bytes. A failure is not remembered.

@@ -268,6 +268,11 @@ impl Fetch {
         })
     }
 
+    /// Whether a segment is in memory.
+    pub(crate) fn has_segment(&self, group: &GroupId, ordinal: u32) -> bool {
+        self.segments.has(&(*group, ordinal))
+    }
+
     /// Checks the bytes of a chunk against its id, in whichever domain it was cut.
     pub(crate) fn check_chunk(&self, id: &ChunkId, bytes: &[u8]) -> Result<()> {
         let domains = self.shared.ring.domains();

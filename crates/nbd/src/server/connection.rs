@@ -19,6 +19,10 @@ use crate::wire::{REQUEST_LEN, Request, command};
 /// Requests and small payloads come in by this much at once, in bytes.
 const BUFFER_LEN: usize = 32 << 10;
 
+/// Reads up to this length, in bytes, are answered by the reader itself where they are at hand: to go through two more
+/// threads takes longer than that.
+const QUICK_MAX: u32 = 256 << 10;
+
 /// A request on its way through a worker.
 pub(super) struct Job {
     task: Task,
@@ -39,9 +43,28 @@ impl Job {
         if permit.budget.used().over {
             return;
         }
-        let bytes = catch_unwind(AssertUnwindSafe(|| task.answer())).unwrap_or_else(|_| task.failed());
+        let bytes = answer(&task);
         let _nobody_waits = replies.send(Reply { bytes, _permit: permit });
     }
+
+    /// Answers here and now what needs no wait. `None` when that is done, or the connection is lost by it.
+    fn unless_quick(self, outlet: &Mutex<Stream>) -> Option<Self> {
+        if !self.task.is_at_hand(QUICK_MAX) {
+            return Some(self);
+        }
+        // Behind a reply that goes out slowly, this one can wait for its turn without holding up the requests.
+        let Ok(mut stream) = outlet.try_lock() else { return Some(self) };
+        if stream.write_all(&answer(&self.task)).is_err() {
+            stream.close();
+            self.permit.budget.end();
+        }
+        None
+    }
+}
+
+/// The reply, whatever the blocks do.
+fn answer(task: &Task) -> Vec<u8> {
+    catch_unwind(AssertUnwindSafe(|| task.answer())).unwrap_or_else(|_| task.failed())
 }
 
 /// Talks to one client until either has enough.
@@ -67,11 +90,11 @@ fn transmit(
     count(&exports[chosen.index].tally.connections, 1);
     let (replies, waiting) = crossbeam_channel::unbounded();
     let budget = Arc::new(Budget::new(options));
+    writing.each_within(options.stall_limit);
+    let outlet = Mutex::new(writing);
     thread::scope(|scope| {
         let writer = thread::Builder::new().name("nbd-writer".into());
-        writing.each_within(options.stall_limit);
-        let shared = Arc::clone(&budget);
-        if writer.spawn_scoped(scope, move || write_replies(writing, waiting, &shared)).is_err() {
+        if writer.spawn_scoped(scope, || write_replies(&outlet, waiting, &budget)).is_err() {
             return;
         }
         let mut reader = Reader { stream: BufReader::with_capacity(BUFFER_LEN, reading), options };
@@ -86,7 +109,8 @@ fn transmit(
                 request,
                 payload,
             };
-            if jobs.send(Job { task, replies: replies.clone(), permit }).is_err() {
+            let job = Job { task, replies: replies.clone(), permit };
+            if job.unless_quick(&outlet).is_some_and(|job| jobs.send(job).is_err()) {
                 break;
             }
         }
@@ -95,12 +119,13 @@ fn transmit(
 }
 
 /// When one cannot be sent, nothing that was asked for matters any longer.
-fn write_replies(mut stream: Stream, replies: Receiver<Reply>, budget: &Budget) {
+fn write_replies(outlet: &Mutex<Stream>, replies: Receiver<Reply>, budget: &Budget) {
     for reply in &replies {
+        let mut stream = outlet.lock().unwrap_or_else(PoisonError::into_inner);
         if stream.write_all(&reply.bytes).is_err() {
             stream.close();
             // In this order: the replies that are left give back their shares, and then nobody gets another.
-            drop(replies);
+            drop((stream, replies));
             budget.end();
             return;
         }

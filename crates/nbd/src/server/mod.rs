@@ -3,7 +3,7 @@
 //! | thread | how many | does |
 //! |---|---|---|
 //! | acceptor | 1 | lets connections in, up to [`ServerOptions::connections`]; at the end sees them all out |
-//! | reader | 1 per connection | handshake; then takes requests in, as far as the connection's budget goes |
+//! | reader | 1 per connection | handshake; then takes requests in, as far as the connection's budget goes; answers reads of what is at hand while the writer has nothing to do |
 //! | writer | 1 per connection | sends replies, and gives their share of the budget back |
 //! | worker | [`ServerOptions::workers`] | reads and writes the blocks; never touches a socket |
 //!

@@ -75,6 +75,12 @@ impl Task {
         done.unwrap_or_else(|refusal| self.refuse(&refusal))
     }
 
+    /// Whether this is a read of no more than `length_max` bytes that has to wait for nothing.
+    pub(super) fn is_at_hand(&self, length_max: u32) -> bool {
+        let is_short = self.request.command == command::READ && self.request.length <= length_max;
+        is_short && self.check().is_ok_and(|range| self.export().blocks().is_at_hand(range))
+    }
+
     /// For a request that ended in a panic.
     pub(super) fn failed(&self) -> Vec<u8> {
         self.refuse(&Refusal::new(errno::EIO, "the server made a mistake"))

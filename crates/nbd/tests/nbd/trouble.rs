@@ -254,23 +254,92 @@ fn a_stop_does_not_wait_for_a_client_that_fetches_nothing() {
     let options = ServerOptions { stall_limit: Duration::from_secs(3600), ..ServerOptions::default() };
     let server = serve(directory.path(), exports, options);
     let mut hog = enter(&server, "hog");
-    hog.write_all(&read_of_half_a_mib().repeat(100)).unwrap();
+    hog.write_all(&read_of(1 << 19).repeat(100)).unwrap();
     while server.counters("hog").unwrap().reads < 5 {
         thread::sleep(Duration::from_millis(5));
     }
     server.stop().unwrap();
 }
 
-fn read_of_half_a_mib() -> Vec<u8> {
+/// A request for so many bytes from the beginning on.
+fn read_of(length: u32) -> Vec<u8> {
     let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
     request.extend([0; 20]);
-    request.extend((1_u32 << 19).to_be_bytes());
+    request.extend(length.to_be_bytes());
     request
+}
+
+/// Tells which thread serves each read. The first MiB is at hand, the second waits until the gate opens, and the third is
+/// at hand and broken.
+struct Near {
+    gate: Arc<Strange>,
+    threads: Mutex<Vec<String>>,
+}
+
+impl Blocks for Near {
+    fn size(&self) -> u64 {
+        3 << 20
+    }
+
+    fn extents(&self, _: Range<u64>) -> Result<Vec<Extent>> {
+        Ok(Vec::new())
+    }
+
+    fn is_at_hand(&self, range: Range<u64>) -> bool {
+        range.start >> 20 != 1
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.threads.lock().unwrap().push(thread::current().name().unwrap().to_owned());
+        match offset >> 20 {
+            0 => buffer.fill(3),
+            1 => self.gate.read_at(offset, buffer)?,
+            _ => panic!("this panic is part of the test"),
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_at_hand_is_answered_by_the_reader_and_waits_for_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let near = Arc::new(Near { gate: Strange::new(None), threads: Mutex::default() });
+    let exports = vec![Export::read_only("near", Arc::clone(&near) as _)];
+    let server = serve(directory.path(), exports, ServerOptions::default());
+    let mut stream = enter(&server, "near");
+    // One that has to wait, and behind it one that has not.
+    let mut waits = read_of(512);
+    waits[8..16].copy_from_slice(&7_u64.to_be_bytes());
+    waits[16..24].copy_from_slice(&(1_u64 << 20).to_be_bytes());
+    stream.write_all(&[waits, read_of(512)].concat()).unwrap();
+    let mut reply = [0; 16 + 512];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!((&reply[8..16], reply[16]), (&[0; 8][..], 3));
+    near.gate.let_through();
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!((&reply[8..16], reply[16]), (&7_u64.to_be_bytes()[..], 7));
+
+    let remote = client(&server, "near").connections(1).blocks(None).unwrap();
+    let error = remote.read_at(2 << 20, &mut [0; 4096]).unwrap_err();
+    assert!(error.chain().iter().any(|clause| clause.contains("mistake")), "{error:?}");
+    let mut long = vec![0; 1 << 20];
+    remote.read_at(0, &mut long).unwrap();
+    assert_eq!(long, [3; 1 << 20]);
+    let mut threads = near.threads.lock().unwrap().clone();
+    threads[..2].sort();
+    let served: Vec<_> = threads.iter().map(|name| name.split('-').nth(1).unwrap()).collect();
+    assert_eq!(served, ["reader", "worker", "reader", "worker"], "long reads are not the reader's");
+    server.stop().unwrap();
 }
 
 /// A client that asks and asks and never fetches, beside one that behaves.
 #[test]
 fn a_client_that_does_not_fetch_its_replies_holds_up_nobody_and_goes() {
+    // Short reads of what is at hand are answered by the reader itself.
+    [1 << 19, 1 << 18].into_iter().for_each(hogs_that_read);
+}
+
+fn hogs_that_read(length: u32) {
     let directory = tempfile::tempdir().unwrap();
     let options = ServerOptions {
         workers: 2,
@@ -287,7 +356,7 @@ fn a_client_that_does_not_fetch_its_replies_holds_up_nobody_and_goes() {
     ];
     let server = serve(directory.path(), exports, options);
     let mut hogs = [enter(&server, "hog"), enter(&server, "hog"), enter(&server, "hog")];
-    let request = read_of_half_a_mib();
+    let request = read_of(length);
     for hog in &mut hogs {
         hog.set_write_timeout(Some(SHORT)).unwrap();
         while hog.write_all(&request.repeat(100)).is_ok() {}
@@ -296,7 +365,8 @@ fn a_client_that_does_not_fetch_its_replies_holds_up_nobody_and_goes() {
     remote.read_at(0, &mut vec![0; SIZE]).unwrap();
     // Of each hog's flood only what its budget allowed was ever read: two replies, and what the socket took.
     let reads = server.counters("hog").unwrap().reads;
-    assert!(reads <= 3 * 5, "{reads} reads for clients that fetch nothing");
+    let most = 3 * 5 * (1 << 19) / u64::from(length);
+    assert!(reads <= most, "{reads} reads for clients that fetch nothing");
     for hog in &mut hogs {
         hog.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut rest = Vec::new();

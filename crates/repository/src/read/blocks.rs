@@ -1,8 +1,8 @@
 //! Stored content with random access: what file browsing, instant recovery and the copying of disks read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mainstay_core::{Blocks, ChangeState, Error, Extent, ExtentKind, Result};
 
@@ -13,16 +13,24 @@ use crate::format::item::Recipe;
 use crate::format::run::Run;
 use crate::format::segment::GroupId;
 
-/// So many runs are kept from one call to the next.
-const WINDOW_RUNS: usize = 1024;
+/// Runs are looked up and kept by the window: from a multiple of so many bytes on, and so many of them at least. Whoever
+/// reads here and there, as a machine that boots, comes back to most.
+const WINDOW_BYTES: u64 = 4 << 20;
+const WINDOW_RUNS: usize = 512;
+/// So many windows are kept, which is about 3 MiB.
+const WINDOWS: usize = 32;
 
 /// The content of an item, with random access.
 pub struct StoredBlocks {
     fetch: Arc<Fetch>,
     recipe: Recipe,
     size: u64,
-    window: Mutex<Arc<Vec<Place>>>,
+    /// The one last used first.
+    windows: Mutex<VecDeque<Window>>,
 }
+
+/// Runs that follow each other.
+type Window = Arc<Vec<Place>>;
 
 /// A run and where it lies in the content.
 struct Place {
@@ -49,7 +57,7 @@ struct Chunks {
 
 impl StoredBlocks {
     pub(crate) fn new(fetch: Arc<Fetch>, recipe: Recipe) -> Self {
-        Self { size: recipe.bytes(), fetch, recipe, window: Mutex::default() }
+        Self { size: recipe.bytes(), fetch, recipe, windows: Mutex::default() }
     }
 
     /// Has whatever the ranges need in memory soon, as far as the cache goes, in the order in which packs hold it. Bytes
@@ -77,32 +85,43 @@ impl StoredBlocks {
     }
 
     /// The runs that hold `range`, which is not empty and lies within the content.
-    fn places(&self, range: &Range<u64>) -> Result<Arc<Vec<Place>>> {
-        let kept = Arc::clone(&self.window.lock().unwrap_or_else(PoisonError::into_inner));
-        let covers = |places: &[Place]| {
-            places.first().is_some_and(|first| first.start <= range.start)
-                && places.last().is_some_and(|last| last.range().end >= range.end)
-        };
-        if covers(&kept) {
+    fn places(&self, range: &Range<u64>) -> Result<Window> {
+        if let Some(kept) = self.kept(range) {
             return Ok(kept);
         }
         let places = Arc::new(self.load(range)?);
-        if !covers(&places) {
+        if !covers(&places, range) {
             return Err(Error::integrity("the runs of a body do not cover it"));
         }
-        if places.len() <= 2 * WINDOW_RUNS {
-            *self.window.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&places);
+        if places.len() <= 4 * WINDOW_RUNS {
+            let mut windows = self.windows();
+            windows.truncate(WINDOWS - 1);
+            windows.push_front(Arc::clone(&places));
         }
         Ok(places)
     }
 
-    /// The runs of `range`, and some after it.
+    /// The window that holds `range`, if there is one.
+    fn kept(&self, range: &Range<u64>) -> Option<Window> {
+        let mut windows = self.windows();
+        let index = windows.iter().position(|window| covers(window, range))?;
+        let window = windows.remove(index)?;
+        windows.push_front(Arc::clone(&window));
+        Some(window)
+    }
+
+    fn windows(&self) -> MutexGuard<'_, VecDeque<Window>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The runs of `range`, and some around it.
     fn load(&self, range: &Range<u64>) -> Result<Vec<Place>> {
-        let mut runs = Located::seek(&MetaPages::new(&self.fetch), &self.recipe, range.start)?;
+        let start = range.start / WINDOW_BYTES * WINDOW_BYTES;
+        let mut runs = Located::seek(&MetaPages::new(&self.fetch), &self.recipe, start)?;
         let mut places: Vec<Place> = Vec::new();
         while let Some((start, run)) = runs.next()? {
             let place = Place { start, run, chunks: OnceLock::new() };
-            if place.range().end <= range.start {
+            if place.range().end <= start {
                 continue;
             }
             if places.last().is_some_and(|last| last.range().end != start) {
@@ -165,6 +184,11 @@ impl StoredBlocks {
     }
 }
 
+fn covers(window: &[Place], range: &Range<u64>) -> bool {
+    window.first().is_some_and(|first| first.start <= range.start)
+        && window.last().is_some_and(|last| last.range().end >= range.end)
+}
+
 impl Chunks {
     /// The segments that hold some of the run's bytes.
     fn segments(&self, within: &Range<u64>) -> impl Iterator<Item = u32> {
@@ -220,6 +244,23 @@ impl Blocks for StoredBlocks {
             }
         }
         Ok(extents)
+    }
+
+    fn is_at_hand(&self, range: Range<u64>) -> bool {
+        if range.is_empty() || self.check(&range).is_err() {
+            return true;
+        }
+        let Some(places) = self.kept(&range) else { return false };
+        let touched = places.iter().map(|place| (place, place.range()));
+        let mut touched = touched.filter(|(_, at)| at.start < range.end && range.start < at.end);
+        touched.all(|(place, at)| match (&place.run, place.chunks.get()) {
+            (Run::Chunks { .. }, Some(chunks)) => {
+                let within = range.start.max(at.start) - at.start..range.end.min(at.end) - at.start;
+                chunks.segments(&within).all(|ordinal| self.fetch.has_segment(&chunks.group, ordinal))
+            }
+            (Run::Chunks { .. }, None) => false,
+            _ => true,
+        })
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

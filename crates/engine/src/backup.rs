@@ -8,7 +8,7 @@ use mainstay_core::{
     Body, Clock, Code, Error, Event, ItemPath, Next, Phase, PointId, Progress, Result, Source, Stamp,
     WorkloadRef,
 };
-use mainstay_repository::{Entry, Parent, PointInfo, Repository, Walk, WriteRequest};
+use mainstay_repository::{Compression, Entry, Parent, PointInfo, Repository, Walk, WriteRequest};
 use mainstay_workloads::files::{self, FilesRequest, FilesSource, Hooks, SnapshotRule};
 
 use crate::copy::copy;
@@ -35,6 +35,7 @@ pub struct BackupRequest {
     pub quiesce_may_fail: bool,
     /// Counts what is there while it is copied, so that the rest can be told.
     pub count_ahead: bool,
+    pub compression: Compression,
     /// Threads that compress and seal.
     pub jobs: usize,
 }
@@ -86,6 +87,7 @@ pub fn backup(
         any_order: false,
         parent: if request.full { Parent::None } else { Parent::Latest },
         progress: Arc::clone(progress),
+        compression: request.compression,
         jobs: request.jobs,
     })?;
     progress.event(&Event::Phase(Phase::Copying));

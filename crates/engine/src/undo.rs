@@ -16,7 +16,7 @@ use mainstay_core::{
     Phase, Piece, PointId, Position, Progress, Receipt, Result, Source, Stamp, StreamEnd, StreamReader,
     WorkloadKind, WorkloadRef,
 };
-use mainstay_repository::{Parent, PointInfo, PointReader, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, PointReader, Repository, WriteRequest};
 use mainstay_workloads::files::{
     Action, Change, Changes, FilesRequest, FilesSource, OwnerRule, Place, RestoreMode, RestoreRules,
 };
@@ -62,6 +62,7 @@ pub(crate) fn take(
         any_order: false,
         parent: Parent::None,
         progress: Arc::clone(progress),
+        compression: Compression::default(),
         jobs: 2,
     })?;
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;

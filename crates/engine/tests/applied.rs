@@ -20,7 +20,7 @@ use mainstay_engine::vm::{
     Applied, DiskPlaces, ImageFolder, Inside, Newer, machine_tag, newer_files, plan_machine, restore_machine,
 };
 use mainstay_repository::keys::KeyRing;
-use mainstay_repository::{Options, Parent, PointInfo, Repository, Tuning, WriteRequest};
+use mainstay_repository::{Compression, Options, Parent, PointInfo, Repository, Tuning, WriteRequest};
 use mainstay_testkit::tree::{compare, hostile_tree};
 use mainstay_testkit::{MemoryStore, ScriptedClock, tool};
 use mainstay_workloads::files::FilesRequest;
@@ -232,6 +232,7 @@ impl Bench {
             any_order: false,
             parent: Parent::None,
             progress: Arc::new(Silent),
+            compression: Compression::default(),
             jobs: 1,
         };
         let writer = self.repository.write(request).unwrap();

@@ -16,7 +16,7 @@ use mainstay_engine::restore::{Placing, RestoreRequest, plan_restore, restore};
 use mainstay_engine::view::PointView;
 use mainstay_engine::vm::{Inside, MachineView, MixedView};
 use mainstay_repository::keys::KeyRing;
-use mainstay_repository::{Options, Parent, PointReader, Repository, Tuning, WriteRequest};
+use mainstay_repository::{Compression, Options, Parent, PointReader, Repository, Tuning, WriteRequest};
 use mainstay_testkit::{MemoryStore, Part, ScriptedClock, TestItem, tool};
 use mainstay_workloads::files::{OwnerRule, RestoreMode};
 
@@ -111,6 +111,7 @@ fn store_point(repository: &Repository, kind: &str, source: impl Source + 'stati
         any_order: false,
         parent: Parent::None,
         progress: Arc::new(Silent),
+        compression: Compression::default(),
         jobs: 1,
     };
     let writer = repository.write(request).unwrap();

@@ -194,6 +194,9 @@ pub(crate) struct Backup {
     /// Read everything, as if there were no earlier point
     #[arg(long)]
     pub full: bool,
+    /// How hard what is new is compressed; auto: balanced
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub compression: Compression,
     /// Read from a snapshot (btrfs or LVM; as root): never, try where it can be done, or always
     #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
     pub snapshots: Snapshots,
@@ -212,6 +215,21 @@ pub(crate) struct Backup {
     /// Say what would be read; change nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
+}
+
+/// How hard new content is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compression {
+    /// What suits the kind of content
+    #[default]
+    Auto,
+    /// Not at all
+    None,
+    /// About half the processor time of balanced, for some percent more room
+    Fast,
+    Balanced,
+    /// Many times the processor time, for some percent less room
+    Best,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

@@ -19,7 +19,8 @@ use crate::log::state::{PackState, PackStatus};
 use crate::seal::SealKey;
 use crate::write::store_pack;
 use crate::{
-    GcOptions, Options, Parent, Repository, Role, Tuning, Unlock, VerifyReport, VerifyScope, WriteRequest,
+    Compression, GcOptions, Options, Parent, Repository, Role, Tuning, Unlock, VerifyReport, VerifyScope,
+    WriteRequest,
 };
 
 pub(crate) struct Bench {
@@ -114,6 +115,7 @@ pub(crate) fn try_backup(repository: &Repository, content: &[u8]) -> Result<Id16
         any_order: false,
         parent: Parent::Latest,
         progress: Arc::new(Silent),
+        compression: Compression::default(),
         jobs: 1,
     };
     let mut item = TestItem::file(ItemPath::new("file").unwrap(), vec![Part::Bytes(content.to_vec())]);

@@ -51,6 +51,7 @@ mod write;
 pub use collect::{GcOptions, GcPlan, GcReport};
 pub use decisions::Decision;
 pub use format::pack::PackId;
+pub use format::segment::Compression;
 pub use journal::{Hole, Journal, JournalWriter, StreamId, Stretch};
 pub use keys::FamilyId;
 pub use points::{Hold, Note, PointInfo};

@@ -134,9 +134,16 @@ pub struct Siv(pub [u8; 32]);
 ///
 /// Errors: [`Code::Bug`] when the message is longer than the cipher allows (64 GiB).
 pub fn seal(key: &SealKey, aad: &[u8], message: &mut Vec<u8>) -> Result<Siv> {
+    seal_from(0, key, aad, message)
+}
+
+/// As [`seal`], of what lies in `bytes` from `start` on; what is before it stays as it is and is no part of it.
+pub(crate) fn seal_from(start: usize, key: &SealKey, aad: &[u8], bytes: &mut Vec<u8>) -> Result<Siv> {
+    let message = bytes.get_mut(start..).unwrap_or_default();
     let siv = key.siv(aad, message);
     let refused = |_unspecified| Error::bug("the cipher refused a message");
-    key.message_key(&siv)?.seal_in_place_append_tag(nonce(), Aad::from(aad), message).map_err(refused)?;
+    let sealed = key.message_key(&siv)?.seal_in_place_separate_tag(nonce(), Aad::from(aad), message);
+    bytes.extend_from_slice(sealed.map_err(refused)?.as_ref());
     Ok(siv)
 }
 

@@ -10,7 +10,7 @@ use mainstay_core::{
     Captured, Change, ChangeStream, Clock, Code, Error, Event, Next, Position, Progress, Receipt, Result,
     Source, StreamRef, WorkloadKind, WorkloadRef,
 };
-use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::postgres::{BaseBackup, BaseRequest, Connection, KIND, WalStream};
 
 use super::follow::{FollowCluster, Followed, connect, run_on};
@@ -96,6 +96,7 @@ pub fn backup_cluster(
         any_order: true,
         parent: Parent::None,
         progress: Arc::clone(progress),
+        compression: Compression::default(),
         jobs: request.jobs,
     })?;
     let follow = FollowCluster {

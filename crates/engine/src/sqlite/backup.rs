@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mainstay_core::{Clock, Event, Phase, Progress, Result, WorkloadRef};
-use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::sqlite::{KIND, Place, SqliteSource, find};
 
 use super::stream;
@@ -93,6 +93,7 @@ pub fn backup_databases(
         any_order: true,
         parent: Parent::None,
         progress: Arc::clone(progress),
+        compression: Compression::default(),
         jobs: request.jobs,
     })?;
     progress.event(&Event::Phase(Phase::Copying));

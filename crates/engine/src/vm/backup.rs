@@ -7,7 +7,7 @@ use mainstay_core::{
     Blocks, Clock, Code, Consistency, Error, Event, Id16, ItemPath, Phase, Progress, Result, WorkloadKind,
     WorkloadRef,
 };
-use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::vm::{
     self, DiskSnapshot, Hypervisor, Machine, MachineId, MachineSnapshot, Marks, Owner, SnapshotRequest,
     VmSource, disk_path,
@@ -46,6 +46,7 @@ pub struct MachineBackup {
     pub freeze_limit: Duration,
     /// Has the guest say first which blocks it no longer uses.
     pub trim: bool,
+    pub compression: Compression,
     /// Threads that compress and seal.
     pub jobs: usize,
 }
@@ -89,6 +90,7 @@ pub fn backup_machine(
         any_order: false,
         parent: parent.map_or(Parent::None, |parent| Parent::Point(parent.id)),
         progress: Arc::clone(progress),
+        compression: request.compression,
         jobs: request.jobs,
     })?;
     let owner = Owner { repository: repository_mark(repository), workload: workload.id };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use mainstay_engine::vm::ImageFormat;
 
-use super::{Inside, POINT_HELP};
+use super::{Compression, Inside, POINT_HELP};
 
 const HOST_HELP: &str = "A host of machines (can be repeated): a libvirt URI such as qemu:///system, \
                          qmp:MONITOR-SOCKET[,agent=SOCKET][,name=NAME] for one plain QEMU \
@@ -148,6 +148,9 @@ pub(crate) struct VmBackup {
     /// Do not store what no file uses, or swapped memory: it comes back as zeros
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     pub leave: Vec<Left>,
+    /// How hard what is new is compressed; auto: fast, since it is mostly the host of the machines that does it
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub compression: Compression,
     /// Where content is kept that guests overwrite during the run [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,

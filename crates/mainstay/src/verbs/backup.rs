@@ -7,11 +7,11 @@ use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_engine::backup::{BackupRequest, backup, preview};
 use mainstay_engine::vm::{check_machine, machine_tag};
 use mainstay_engine::workload::root_text;
-use mainstay_repository::{Repository, store};
+use mainstay_repository::{Compression, Repository, store};
 use mainstay_workloads::files::{FilesRequest, SnapshotRule};
 
 use super::{Done, check_tag, duration, init};
-use crate::args::{Backup, Snapshots};
+use crate::args::{self, Backup, Snapshots};
 use crate::places::Places;
 use crate::report::lines::{self, Line, Totals};
 use crate::session::Session;
@@ -40,6 +40,17 @@ pub(super) fn run(arguments: Backup, session: &mut Session) -> Done {
         seconds: session.seconds_since(began),
     }));
     Ok((point.counts.skipped > 0).then_some(Code::Partial))
+}
+
+/// What the person asked for; `auto` for nothing in particular.
+pub(super) fn compression(asked: args::Compression, auto: Compression) -> Compression {
+    match asked {
+        args::Compression::Auto => auto,
+        args::Compression::None => Compression::None,
+        args::Compression::Fast => Compression::Fast,
+        args::Compression::Balanced => Compression::Balanced,
+        args::Compression::Best => Compression::Best,
+    }
 }
 
 /// Opens the repository; makes the default one when there is none yet.
@@ -89,6 +100,7 @@ fn request(arguments: Backup, session: &Session, places: &Places) -> Result<Back
         hook_limit: duration(&arguments.hook_limit)?,
         quiesce_may_fail: arguments.quiesce_may_fail,
         count_ahead: session.report.bar,
+        compression: compression(arguments.compression, Compression::Balanced),
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })
 }

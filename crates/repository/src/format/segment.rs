@@ -64,20 +64,45 @@ impl Binding {
     }
 }
 
-/// Compressors are costly to make; each worker keeps one.
+/// How hard new content is compressed. What describes it always is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// About half the processor time of [`Compression::Balanced`], and some percent more room.
+    Fast,
+    #[default]
+    Balanced,
+    /// Many times the processor time, for some percent less room.
+    Best,
+}
+
+impl Compression {
+    /// In zstd's terms, which count from 1 to 19.
+    const fn level(self) -> Option<i32> {
+        match self {
+            Self::None => None,
+            Self::Fast => Some(1),
+            Self::Balanced => Some(3),
+            Self::Best => Some(12),
+        }
+    }
+}
+
+/// Compressors are costly to make; each worker keeps one for each class.
 pub(crate) struct Sealer {
-    zstd: zstd::bulk::Compressor<'static>,
+    content: Option<zstd::bulk::Compressor<'static>>,
+    pages: zstd::bulk::Compressor<'static>,
     probe: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
 }
 
 impl Sealer {
-    /// `level` is zstd's, 1 to 19.
-    pub(crate) fn new(level: i32) -> Result<Self> {
+    pub(crate) fn new(compression: Compression) -> Result<Self> {
         let make = |level| {
             zstd::bulk::Compressor::new(level).map_err(|error| Error::io("cannot start a compressor", error))
         };
-        Ok(Self { zstd: make(level)?, probe: make(-5)?, scratch: Vec::new() })
+        let content = compression.level().map(make).transpose()?;
+        Ok(Self { content, pages: make(3)?, probe: make(-5)?, scratch: Vec::new() })
     }
 
     /// The segment as it is stored: header and ciphertext.
@@ -91,49 +116,53 @@ impl Sealer {
         if raw.len() > RAW_BYTES_MAX {
             return Err(Error::bug(format!("a segment of {} bytes", raw.len())));
         }
-        let mut inner = vec![0; HEADER_BYTES + INNER_HEADER_BYTES];
-        let codec = self.compress(raw, &mut inner)?;
-        let data_length = inner.len() - HEADER_BYTES - INNER_HEADER_BYTES;
-        let mut message = inner.split_off(HEADER_BYTES);
-        message.resize(padded_len(message.len()), 0);
-        if let Some(header) = message.get_mut(..INNER_HEADER_BYTES) {
-            let mut fields = Vec::with_capacity(INNER_HEADER_BYTES);
-            fields.u8(codec);
-            fields.u32(raw.len() as u32);
-            fields.u32(data_length as u32);
-            header.copy_from_slice(&fields);
+        let packed = self.compress(binding.class, raw)?;
+        let (codec, data) = match packed {
+            Some(length) => (CODEC_ZSTD, self.scratch.get(..length).unwrap_or_default()),
+            None => (CODEC_RAW, raw),
+        };
+        let message_length = padded_len(INNER_HEADER_BYTES + data.len());
+        let sealed_length = (message_length + seal::TAG_LEN) as u32;
+        let mut stored = Vec::with_capacity(HEADER_BYTES + sealed_length as usize);
+        stored.resize(HEADER_BYTES, 0);
+        stored.u8(codec);
+        stored.u32(raw.len() as u32);
+        stored.u32(data.len() as u32);
+        stored.fixed(data);
+        stored.resize(HEADER_BYTES + message_length, 0);
+        let siv = seal::seal_from(
+            HEADER_BYTES,
+            key,
+            &binding.associated_data(ordinal, sealed_length),
+            &mut stored,
+        )?;
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        header.fixed(MAGIC);
+        header.u8(VERSION);
+        header.u8(binding.class as u8);
+        header.u16(0);
+        header.fixed(&binding.group.0);
+        header.u32(ordinal);
+        header.u32(sealed_length);
+        header.fixed(&siv.0);
+        if let Some(place) = stored.first_chunk_mut::<HEADER_BYTES>() {
+            place.copy_from_slice(&header);
         }
-        let sealed_length = (message.len() + seal::TAG_LEN) as u32;
-        let siv = seal::seal(key, &binding.associated_data(ordinal, sealed_length), &mut message)?;
-        let mut stored = inner;
-        stored.clear();
-        stored.reserve(HEADER_BYTES + message.len());
-        stored.fixed(MAGIC);
-        stored.u8(VERSION);
-        stored.u8(binding.class as u8);
-        stored.u16(0);
-        stored.fixed(&binding.group.0);
-        stored.u32(ordinal);
-        stored.u32(sealed_length);
-        stored.fixed(&siv.0);
-        stored.fixed(&message);
         Ok(stored)
     }
 
-    /// Appends the compressed or plain bytes to `out` and says which.
-    fn compress(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<u8> {
-        if self.looks_compressible(raw)? {
-            let bound = zstd::zstd_safe::compress_bound(raw.len());
-            self.scratch.resize(bound.max(self.scratch.len()), 0);
-            let failed = |error| Error::io("cannot compress a segment", error);
-            let length = self.zstd.compress_to_buffer(raw, self.scratch.as_mut_slice()).map_err(failed)?;
-            if length < raw.len() {
-                out.fixed(self.scratch.get(..length).unwrap_or_default());
-                return Ok(CODEC_ZSTD);
-            }
+    /// Compresses into the scratch space; how long it became there, or `None` for what is to be kept as it is.
+    fn compress(&mut self, class: Class, raw: &[u8]) -> Result<Option<usize>> {
+        if (class == Class::Data && self.content.is_none()) || !self.looks_compressible(raw)? {
+            return Ok(None);
         }
-        out.fixed(raw);
-        Ok(CODEC_RAW)
+        let content = self.content.as_mut().filter(|_| class == Class::Data);
+        let zstd = content.unwrap_or(&mut self.pages);
+        let bound = zstd::zstd_safe::compress_bound(raw.len());
+        self.scratch.resize(bound.max(self.scratch.len()), 0);
+        let failed = |error| Error::io("cannot compress a segment", error);
+        let length = zstd.compress_to_buffer(raw, self.scratch.as_mut_slice()).map_err(failed)?;
+        Ok((length < raw.len()).then_some(length))
     }
 
     /// Tries three samples with the fastest setting: content that does not shrink is not worth zstd's time.
@@ -231,7 +260,7 @@ fn expand(message: &[u8]) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Binding, Class, RAW_BYTES_MAX, Sealer, expand, open};
+    use super::{Binding, Class, Compression, HEADER_BYTES, RAW_BYTES_MAX, Sealer, expand, open};
     use crate::hostile::feed;
     use crate::keys::FamilyId;
     use crate::seal::SealKey;
@@ -244,7 +273,7 @@ mod tests {
     #[test]
     fn opens_only_as_what_it_was_sealed_as() {
         let key = SealKey::random().unwrap();
-        let mut sealer = Sealer::new(3).unwrap();
+        let mut sealer = Sealer::new(Compression::Balanced).unwrap();
         for raw in [
             vec![],
             vec![7; 100],
@@ -263,9 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn content_is_compressed_as_asked_and_pages_always() {
+        let key = SealKey::random().unwrap();
+        let raw: Vec<u8> = (0..200_000_u32).flat_map(|word| (word % 97).to_le_bytes()).collect();
+        let pages = Binding { class: Class::Meta, ..binding() };
+        let mut lengths = Vec::new();
+        for compression in [Compression::None, Compression::Fast, Compression::Balanced, Compression::Best] {
+            let mut sealer = Sealer::new(compression).unwrap();
+            let stored = sealer.seal(&key, &binding(), 0, &raw).unwrap();
+            assert_eq!(open(&key, &binding(), 0, &stored).unwrap(), raw);
+            assert_eq!(stored.capacity(), stored.len(), "nothing is copied to make room");
+            lengths.push(stored.len());
+            assert!(sealer.seal(&key, &pages, 0, &raw).unwrap().len() < raw.len() / 4);
+        }
+        assert!(lengths[0] > raw.len() && lengths[0] < raw.len() + HEADER_BYTES + 8192, "{lengths:?}");
+        assert!(lengths[1..].iter().all(|length| *length < raw.len() / 4), "{lengths:?}");
+    }
+
+    #[test]
     fn every_flipped_byte_and_every_truncation_is_refused() {
         let key = SealKey::random().unwrap();
-        let stored = Sealer::new(1).unwrap().seal(&key, &binding(), 0, b"some chunk or other").unwrap();
+        let stored = Sealer::new(Compression::Fast)
+            .unwrap()
+            .seal(&key, &binding(), 0, b"some chunk or other")
+            .unwrap();
         for index in 0..stored.len() {
             let mut bad = stored.clone();
             bad[index] ^= 0x10;
@@ -277,7 +327,7 @@ mod tests {
     #[test]
     fn hostile_segments_are_errors() {
         let key = SealKey::random().unwrap();
-        let stored = Sealer::new(1).unwrap().seal(&key, &binding(), 0, &[7; 3000]).unwrap();
+        let stored = Sealer::new(Compression::Fast).unwrap().seal(&key, &binding(), 0, &[7; 3000]).unwrap();
         feed(&stored, 1 << 20, |bytes| drop(open(&key, &binding(), 0, bytes)));
         let packed = zstd::bulk::compress(&[7; 3000], 1).unwrap();
         let sizes = [3000_u32.to_le_bytes(), (packed.len() as u32).to_le_bytes()].concat();

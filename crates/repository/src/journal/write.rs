@@ -6,13 +6,12 @@ use mainstay_core::{Change, Code, Error, Position, Put, Result, StreamRef, Time}
 
 use super::object::{Head, Header, Session, Stored, StreamId, put_change, seal_object};
 use super::{is_whole, read_header};
-use crate::format::segment::{SEGMENT_BYTES, Sealer};
+use crate::format::segment::{Compression, SEGMENT_BYTES, Sealer};
 use crate::keys::Powers;
 use crate::names;
 use crate::repository::Repository;
 use crate::shared::Shared;
 
-const ZSTD_LEVEL: i32 = 3;
 /// An object is closed at the latest when it holds so much.
 const CONTENT_BYTES_MAX: u64 = 32 << 20;
 /// The longest position or name of a stream, in bytes.
@@ -60,7 +59,7 @@ impl Repository {
         let numbers = self.journal_numbers(id)?;
         let mut writer = JournalWriter {
             session: Session::new(self.shared.family(), self.shared.ring.content_public())?,
-            sealer: Sealer::new(ZSTD_LEVEL)?,
+            sealer: Sealer::new(Compression::Balanced)?,
             shared: Arc::clone(&self.shared),
             stream,
             id,

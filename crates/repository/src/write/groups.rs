@@ -11,7 +11,7 @@ use crate::cut::ChunkId;
 use crate::fetch::wrap_info;
 use crate::format::directory::{Directory, seal_directory};
 use crate::format::pack::{BlockKind, BuiltPack, GroupHeader, PackBuilder};
-use crate::format::segment::{Binding, Class, GroupId, SEGMENT_BYTES};
+use crate::format::segment::{Binding, Class, Compression, GroupId, SEGMENT_BYTES};
 use crate::index::{GroupTags, tag};
 use crate::keys::{DomainKeys, Powers};
 use crate::log::random_id;
@@ -69,9 +69,14 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    pub(crate) fn new(shared: Arc<Shared>, domain: Arc<DomainKeys>, jobs: usize, level: i32) -> Result<Self> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        domain: Arc<DomainKeys>,
+        jobs: usize,
+        compression: Compression,
+    ) -> Result<Self> {
         Ok(Self {
-            pool: SealPool::start(jobs, level)?,
+            pool: SealPool::start(jobs, compression)?,
             uploader: Uploader::start(Arc::clone(&shared.store), jobs)?,
             domain,
             filling: HashMap::new(),

@@ -19,12 +19,12 @@ use crate::format::item::{Fit, Recipe, StoredItem, encode_skip, fit, path_key};
 use crate::format::page::PageRef;
 use crate::format::page::{Cursor, MapBuilder, PageKind, for_each_page};
 use crate::format::run::Run;
+use crate::format::segment::Compression;
 use crate::keys::Powers;
 use crate::points::{Loaded, Points};
 use crate::read::same::Comparison;
 use crate::tree_copy::{self, TreeCopy, TreeCopyWriter};
 
-const ZSTD_LEVEL: i32 = 3;
 /// More skips than this are counted but not listed one by one.
 const SKIPS_LISTED_MAX: u64 = 1 << 20;
 
@@ -42,6 +42,7 @@ pub struct WriteRequest {
     pub progress: Arc<dyn Progress>,
     /// Items may come in any order. All of them are read, and what is known of them is kept in memory until the end.
     pub any_order: bool,
+    pub compression: Compression,
     /// Threads that compress and seal. 0: no thread is started at all, and storing is the caller's too.
     pub jobs: usize,
 }
@@ -152,7 +153,8 @@ impl PointWriter {
         let parent = commit::find_parent(&shared, &points, &request)?;
         // Loaded now, so that nothing but what is new must be looked at when everything else is done.
         commit::find_last_own(&shared, &points, &request, &commit::is_about_more)?;
-        let groups = Groups::new(Arc::clone(&shared), Arc::clone(&domain), request.jobs, ZSTD_LEVEL)?;
+        let groups =
+            Groups::new(Arc::clone(&shared), Arc::clone(&domain), request.jobs, request.compression)?;
         let mut ingest = Ingest::new(Arc::clone(&fetch), Arc::clone(&domain), groups)?;
         let (pages, root) = last_tree(&fetch, &mut ingest, &request.workload.id, parent.as_ref())?;
         let cursor = root.map(|root| Cursor::seek(pages.clone(), PageKind::Items, &root, &[]));

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mainstay_core::{BlobStore, Error, Put, Result};
 
 use crate::format::pack::BuiltPack;
-use crate::format::segment::{Binding, GroupId, Sealer};
+use crate::format::segment::{Binding, Compression, GroupId, Sealer};
 use crate::log::record::PackEntry;
 use crate::names;
 use crate::seal::SealKey;
@@ -43,9 +43,9 @@ pub(crate) struct SealPool {
 type Work = Box<dyn FnMut(&Job) -> Result<SealedSegment> + Send>;
 
 impl SealPool {
-    pub(crate) fn start(workers: usize, level: i32) -> Result<Self> {
+    pub(crate) fn start(workers: usize, compression: Compression) -> Result<Self> {
         Self::start_with(workers, &|| {
-            let mut sealer = Sealer::new(level)?;
+            let mut sealer = Sealer::new(compression)?;
             Ok(Box::new(move |job| seal(&mut sealer, job)))
         })
     }

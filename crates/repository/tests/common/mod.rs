@@ -12,7 +12,7 @@ use mainstay_core::{
     BlobStore, Id16, Next, PointId, Result, Silent, Source, Target, Time, WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::keys::KeyRing;
-use mainstay_repository::{Options, Parent, Repository, Tuning, Unlock, WriteRequest};
+use mainstay_repository::{Compression, Options, Parent, Repository, Tuning, Unlock, WriteRequest};
 use mainstay_testkit::{Arrived, Finished, MemoryStore, Rng, ScriptedClock, TestItem, VecSource, VecTarget};
 
 /// A repository in memory, its keys and its clock.
@@ -74,6 +74,7 @@ pub(crate) fn request(number: u8) -> WriteRequest {
         any_order: false,
         parent: Parent::Latest,
         progress: Arc::new(Silent),
+        compression: Compression::default(),
         jobs: 2,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mainstay_core::{Code, Consistency, Error, Progress, Result};
 use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
-use mainstay_repository::{PointInfo, Repository};
+use mainstay_repository::{Compression, PointInfo, Repository};
 use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineId};
 
 use super::super::{Done, backup as files, check_tag, duration};
@@ -149,6 +149,7 @@ fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
         scan_every: arguments.scan_every,
         freeze_limit: duration(&arguments.freeze_limit)?,
         trim: arguments.trim,
+        compression: files::compression(arguments.compression, Compression::Fast),
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })
 }

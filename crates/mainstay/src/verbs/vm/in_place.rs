@@ -8,7 +8,7 @@ use mainstay_engine::vm::{
     InPlacePlan, Leave, MachineBackup, Newer, UNDO_TAG, backup_machine, plan_in_place, put_tag,
     restore_in_place, shut_down,
 };
-use mainstay_repository::{PointInfo, PointReader};
+use mainstay_repository::{Compression, PointInfo, PointReader};
 use mainstay_workloads::vm::Hypervisor;
 
 use super::super::Done;
@@ -110,6 +110,7 @@ fn undo_request(session: &Session, files: &[PointInfo]) -> MachineBackup {
         scan_every: 0,
         freeze_limit: Duration::ZERO,
         trim: false,
+        compression: Compression::Fast,
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     }
 }

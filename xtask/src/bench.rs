@@ -29,8 +29,9 @@ that up, restores and compares every byte, and checks, with each tool in turn. A
 that the figures can be read as ratios. Beside them: walk, cat, zstd -3 and cp on the same data.
 Writes a Markdown table and the raw figures as JSON lines. Takes some minutes and a few GiB of disk.
 
-  --machines          images of machines instead: what three similar ones take, and what a running one costs beside
-                      virtnbdbackup and qemu-img; needs root and about 4 GiB, in a tmpfs if --work is one
+  --machines          images of machines instead: what three similar ones take, what a running one costs beside
+                      virtnbdbackup and qemu-img, boots from the repository, files out of an image; needs root and
+                      about 5 GiB, in a tmpfs if --work is one
   --size small|full   256/512/3x512/256 MiB, or the published 700/1024/3x1024/512 (default: small)
   --sets abcd         which data sets (default: all)
   --peers LIST        which tools, by comma: mainstay,restic,borg (default: all)

@@ -1,7 +1,10 @@
 //! `cargo xtask bench --machines`: images of machines. What three similar ones take in a repository beside chunks of a
-//! fixed size, and what a running one costs beside virtnbdbackup and qemu-img.
+//! fixed size, what a running one costs beside virtnbdbackup and qemu-img, how fast one boots from the repository, and how
+//! fast files come out of an image.
 
+mod boot;
 mod host;
+mod inside;
 mod live;
 mod proxied;
 mod shapes;
@@ -74,6 +77,12 @@ pub(super) fn run(work: &Path, out: &Path, rounds: u32) -> Result<()> {
     let proxied = proxied::measure(&program, &shapes, &work, rounds)?;
     say::line(&proxied);
     page.push_str(&proxied);
+    let boot = boot::measure(&program, &work, rounds)?;
+    say::line(&boot);
+    page.push_str(&boot);
+    let inside = inside::measure(&program, &work)?;
+    say::line(&inside);
+    page.push_str(&inside);
     std::fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
     say::line(&format!("written to {}", out.display()));
     std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))

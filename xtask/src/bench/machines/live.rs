@@ -20,9 +20,16 @@ const PLACES: u64 = 48;
 const WRITTEN: u64 = 1 << 20;
 
 /// Who makes a full backup, and who an increment.
-const TOOLS: [&str; 5] =
-    ["mainstay", "virtnbdbackup", "virtnbdbackup -z", "qemu-img convert", "qemu-img convert -c"];
-const INCREMENTAL: usize = 3;
+const TOOLS: [&str; 7] = [
+    "mainstay",
+    "mainstay --compression none",
+    "mainstay --compression balanced",
+    "virtnbdbackup",
+    "virtnbdbackup -z",
+    "qemu-img convert",
+    "qemu-img convert -c",
+];
+const INCREMENTAL: usize = 5;
 
 #[derive(Clone, Copy)]
 struct Cost {
@@ -122,10 +129,11 @@ impl Live<'_> {
         let (disk, copy) = (super::text(disk)?, super::text(&copy)?);
         let level = if phase == "full" { "full" } else { "inc" };
         let peer = ["-U", &uri, "-d", "bench", "-l", level, "-o", copy, "--noprogress"];
+        if let Some(more) = TOOLS[self.tool].strip_prefix("mainstay") {
+            let words = ["vm", "backup", "--host", &uri, "bench", "--consistency", "crash"];
+            return Ok(program.command(&words.into_iter().chain(more.split_whitespace()).collect::<Vec<_>>()));
+        }
         Ok(match TOOLS[self.tool] {
-            "mainstay" => {
-                program.command(&["vm", "backup", "--host", &uri, "bench", "--consistency", "crash"])
-            }
             "virtnbdbackup" => shell::command("virtnbdbackup", peer),
             "virtnbdbackup -z" => shell::command("virtnbdbackup", [&peer[..], &["-z"]].concat()),
             "qemu-img convert" => shell::command("qemu-img", ["convert", "-U", "-O", "qcow2", disk, copy]),
@@ -136,7 +144,7 @@ impl Live<'_> {
     fn stored(&self, program: &Program) -> Result<u64> {
         let copy = self.at.join("copy");
         match TOOLS[self.tool] {
-            "mainstay" => program.stored(),
+            tool if tool.starts_with("mainstay") => program.stored(),
             _ if copy.exists() => bytes_below(&copy),
             _ => Ok(0),
         }

@@ -95,11 +95,14 @@ fn preamble(rounds: u32) -> Result<String> {
     let qemu = shell::capture(&mut shell::command("qemu-img", ["--version"]))?;
     let qemu = qemu.lines().next().unwrap_or_default();
     let peer = shell::capture(&mut shell::command("virtnbdbackup", ["--version"]))?;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
     let mut page = String::from("# Performance: machines\n\n");
     writeln!(
         page,
         "Measured by `cargo xtask bench --machines`, which writes this page anew.\n\n{}, {cores} cores; {}; {qemu}, \
-         virtnbdbackup {}. Data and repositories in one place, {rounds} rounds, medians.\n",
+         virtnbdbackup {}; load average {load} before the run: where it is more than a quiet machine's, compare processor times, and wall \
+         times by their ratios only. Data and repositories in one place, {rounds} rounds, medians.\n",
         today.trim(),
         cpu.trim(),
         peer.trim()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use mainstay_core::{Clock, Code, Progress, Result, Silent};
 use mainstay_engine::postgres::{
-    ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, Until, backup_cluster, plan_cluster,
+    ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, StandbyRequest, Until, backup_cluster,
+    create_standby, plan_cluster, restore_cluster_in_place,
 };
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
@@ -34,6 +35,10 @@ impl Scene {
     }
 
     fn back_up(&self) -> ClusterPoint {
+        self.back_up_from(&self.server)
+    }
+
+    fn back_up_from(&self, server: &Postgres) -> ClusterPoint {
         let request = ClusterBackup {
             host: "here".into(),
             name: "shop".into(),
@@ -43,7 +48,7 @@ impl Scene {
             fast: true,
             jobs: 2,
         };
-        let address: Address = self.server.address().parse().unwrap();
+        let address: Address = server.address().parse().unwrap();
         let dial = |replication| Connection::open(&address, "postgres", None, replication);
         backup_cluster(&self.repository, &dial, &request, &clock(), &progress()).unwrap()
     }
@@ -165,4 +170,65 @@ fn a_primary_whose_limits_were_raised_since_the_point_is_followed() {
     drop(instance);
     drop(scene.instance(&second, Fill::Full, plan(&second)).unwrap());
     scene.nothing_is_left();
+}
+
+#[test]
+fn a_standby_out_of_the_repository_catches_up_and_is_backed_up_itself() {
+    let scene = Scene::new(&[]);
+    let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
+    ask("CREATE TABLE item AS SELECT generate_series(1, 100) n");
+    let first = scene.back_up();
+    ask("INSERT INTO item VALUES (101)");
+    let plan = plan_cluster(&scene.repository, &first.point.workload.id, Until::End).unwrap();
+    let to = scene.scratch.path().join("standby");
+    let primary = scene.server.address();
+    let request = StandbyRequest { primary, slot: None, restore_command: None };
+    create_standby(&scene.repository, &plan, &to, &request, &progress()).unwrap();
+    let standby = Postgres::adopt_standby(&to).unwrap();
+    ask("INSERT INTO item VALUES (102)");
+    let caught_up = |count: &str| {
+        let deadline = clock().monotonic() + std::time::Duration::from_secs(60);
+        while standby.ask("postgres", "SELECT count(*) FROM item").unwrap() != count {
+            assert!(clock().monotonic() < deadline, "it stays behind: {}", standby.log());
+            clock().sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    caught_up("102");
+    assert_eq!(
+        ask("SELECT state FROM pg_stat_replication WHERE application_name = 'walreceiver'"),
+        "streaming"
+    );
+    let lag = "SELECT pg_current_wal_lsn() - replay_lsn FROM pg_stat_replication WHERE application_name = 'walreceiver'";
+    assert_eq!(ask(lag), "0");
+
+    // The primary is not asked for anything.
+    let before = ask("SELECT checkpoints_req FROM pg_stat_bgwriter");
+    let point = scene.back_up_from(&standby);
+    assert_eq!(ask("SELECT checkpoints_req FROM pg_stat_bgwriter"), before);
+    assert_eq!(point.point.workload.id, first.point.workload.id);
+    let instance = scene.instance(&point, Fill::Lazy, Until::End).unwrap();
+    assert_eq!(count(&instance, "item"), "102");
+    assert!(
+        plan_cluster(&scene.repository, &point.point.workload.id, Until::End).unwrap().cluster.from_standby
+    );
+}
+
+#[test]
+fn a_restore_in_place_moves_aside_what_was_there_and_refuses_a_running_server() {
+    let mut scene = Scene::new(&[]);
+    scene.server.ask("postgres", "CREATE TABLE item AS SELECT generate_series(1, 100) n").unwrap();
+    let point = scene.back_up();
+    scene.server.ask("postgres", "DELETE FROM item; CHECKPOINT").unwrap();
+    let plan = plan_cluster(&scene.repository, &point.point.workload.id, Until::Consistent).unwrap();
+    let data = scene.server.data().to_owned();
+    let restore = || restore_cluster_in_place(&scene.repository, &plan, &data, &RealClock, &progress());
+    assert_eq!(restore().unwrap_err().code(), Code::Refused);
+    scene.server.stop();
+    let aside = restore().unwrap().aside;
+    scene.server.resume().unwrap();
+    assert_eq!(scene.server.ask("postgres", "SELECT count(*) FROM item").unwrap(), "100");
+    let former = Postgres::adopt(&aside).unwrap();
+    assert_eq!(former.ask("postgres", "SELECT count(*) FROM item").unwrap(), "0");
+    scene.server.kill();
+    assert_eq!(restore().unwrap_err().code(), Code::Refused, "it did not end in order");
 }

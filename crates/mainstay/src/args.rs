@@ -113,7 +113,7 @@ pub(crate) enum Verb {
     Db(Db),
     /// Start a throwaway server that shows a database as it was at a moment
     Open(Open),
-    /// Prove that a database can be recovered: bring it back in private, check it, note it in its point
+    /// Prove by a private copy that a database can be recovered
     Drill(Drill),
     /// Manage keys, the recovery kit and writers
     #[command(subcommand)]

@@ -104,11 +104,23 @@ impl Session {
         within: &args::Within,
     ) -> Result<(Repository, Arc<dyn PointView>)> {
         let repository = self.open()?;
+        let view = self.view(&repository, text, image_only, inside)?;
+        Ok((repository, view))
+    }
+
+    /// As [`Session::open_view`], of a repository that is open already.
+    pub(crate) fn view(
+        &mut self,
+        repository: &Repository,
+        text: &str,
+        image_only: bool,
+        inside: &args::Inside,
+    ) -> Result<Arc<dyn PointView>> {
         let points = repository.points()?;
         let (point, until) = address::find_as_of(text, &points, &self.zone)?;
         let reader = repository.read(&point.id)?;
         if point.workload.kind.0 != vm::KIND {
-            return Ok((repository, Arc::new(reader)));
+            return Ok(Arc::new(reader));
         }
         let looking = Looking::within(within, &mut self.doors)?;
         let view = looking.with(|inside| MachineView::open(reader, inside))?;
@@ -116,9 +128,9 @@ impl Session {
             self.report.say(note);
         }
         let newer = until.filter(|_| !image_only).map(|until| newer_files(point, &points, until));
-        let composed = compose(&repository, view, &newer.unwrap_or_default())?;
+        let composed = compose(repository, view, &newer.unwrap_or_default())?;
         self.say_composed(point, &composed.files, &composed.notes);
-        Ok((repository, composed.view))
+        Ok(composed.view)
     }
 
     /// Says which points are shown together, if it is more than one.

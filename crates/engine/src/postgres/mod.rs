@@ -5,6 +5,7 @@ mod configuration;
 mod drill;
 mod follow;
 mod history;
+mod in_place;
 mod instance;
 mod lazy;
 mod lines;
@@ -14,16 +15,19 @@ mod push;
 mod restore;
 mod segments;
 mod trim;
+mod standby;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use drill::{DrillRequest, Drilled, drill};
 pub use follow::{FollowCluster, follow_cluster};
+pub use in_place::{Control, PutInPlace, check_stopped, restore_cluster_in_place};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
 pub use lines::{Leg, holes};
 pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
 pub use push::{Pushed, aside, fetch_wal, push_wal};
 pub use restore::restore_cluster;
 pub use trim::{Trim, plan_trims, trim};
+pub use standby::{StandbyRequest, create_standby};
 
 pub use mainstay_workloads::postgres::KIND;
 

@@ -135,6 +135,7 @@ pub(crate) struct DbFetchWal {
   mainstay db restore shop --to /srv/pg --lsn 1A/2B3C4D5E
   mainstay db restore app --to /srv/app --position 3:427
   mainstay db restore shop --to /srv/pg --before 735812
+  mainstay db restore shop --in-place /var/lib/postgresql/15/main
 
 Start PostgreSQL of the same major version on the directory: it recovers to the moment chosen and opens for writing.
 Tablespaces come to lie beside the directory. The lines that Mainstay adds at the end of postgresql.auto.conf can go
@@ -143,8 +144,15 @@ pub(crate) struct DbRestore {
     #[arg(value_name = "WORKLOAD")]
     pub workload: String,
     /// A directory that is empty or not there
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "in_place")]
+    pub to: Option<PathBuf>,
+    /// The data directory of the same cluster, whose server is stopped: it is moved aside once everything is restored
+    /// beside it, which takes room for both
+    #[arg(long, value_name = "DIR", conflicts_with = "to")]
+    pub in_place: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
     /// The moment, in the local time zone unless it names another
     #[arg(long, value_name = "TIME", group = "until")]
     pub at: Option<String>,

@@ -86,6 +86,8 @@ pub struct ClusterRestored {
     pub workload: String,
     pub version: String,
     pub directory: String,
+    /// Where what was in its place is now.
+    pub aside: Option<String>,
     pub items: u64,
     pub bytes: u64,
     pub skipped: u64,

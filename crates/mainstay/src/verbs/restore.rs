@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error, Progress, Result, SkipReason};
+use mainstay_engine::address::of_workload;
 use mainstay_engine::restore::{
     Outcome, Placing, RestorePlan, RestoreRequest, plan_restore, restore as carry_out,
 };
@@ -12,7 +13,8 @@ use mainstay_engine::vm;
 use mainstay_repository::Repository;
 use mainstay_workloads::files::{Action, OwnerRule, RestoreMode};
 
-use super::{Done, item_path};
+use super::db::engine::Engine;
+use super::{Done, db, item_path};
 use crate::args::{Mode, Owners, Restore, Undo};
 use crate::report::lines::{self, Changes, Line, RestoreStep, Restored};
 use crate::session::Session;
@@ -27,7 +29,13 @@ struct Act {
 
 pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
     let request = request(arguments, session)?;
-    let (repository, view) = session.open_view(&arguments.point, arguments.image_only, &arguments.inside)?;
+    let repository = session.open()?;
+    if let (Some(to), []) = (&arguments.to, arguments.paths.as_slice())
+        && is_cluster(&arguments.point, &repository)?
+    {
+        return db::restore::to_directory(&arguments.point, to, arguments.dry_run, &repository, session);
+    }
+    let view = session.view(&repository, &arguments.point, arguments.image_only, &arguments.inside)?;
     let view = view.as_ref();
     if view.info().workload.kind.0 == vm::KIND {
         check_machine(&request)?;
@@ -38,6 +46,15 @@ pub(super) fn restore(arguments: &Restore, session: &mut Session) -> Done {
     let plan = plan?;
     let act = Act { dry_run: arguments.dry_run, yes: arguments.yes, undo: !arguments.no_undo };
     finish(session, &repository, view, &plan, &act)
+}
+
+/// Whether a workload of the kind that is recovered by its log is meant. Its files alone are restored by naming them.
+fn is_cluster(target: &str, repository: &Repository) -> Result<bool> {
+    let name = target.rsplit_once('@').map_or(target, |(name, _)| name);
+    let points = repository.points()?;
+    Ok(of_workload(name, &points).is_ok_and(|points| {
+        points.last().is_some_and(|point| Engine::of_kind(&point.workload.kind.0) == Some(Engine::Postgres))
+    }))
 }
 
 /// The files of a machine do not belong on this one.

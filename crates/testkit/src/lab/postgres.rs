@@ -124,6 +124,13 @@ impl Postgres {
         self.ask("postgres", "CHECKPOINT").map(drop)
     }
 
+    /// Starts a standby on files that are there already, and waits until it answers.
+    pub fn adopt_standby(data: &Path) -> Result<Self> {
+        let mut this = Self::of(Self::place()?, data.to_owned());
+        this.run_until("t")?;
+        Ok(this)
+    }
+
     fn place() -> Result<TempDir> {
         let directory = directory("pg")?;
         if rustix::process::geteuid().is_root() {

@@ -5,7 +5,7 @@ use mainstay_engine::{postgres, sqlite};
 use mainstay_repository::{PointInfo, Repository};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Engine {
+pub(in super::super) enum Engine {
     Postgres,
     Sqlite,
 }
@@ -18,7 +18,7 @@ const KINDS: &[(&str, Engine)] = &[(postgres::KIND, Engine::Postgres), (sqlite::
 
 impl Engine {
     /// By the scheme of an address.
-    pub(super) fn of_address(address: &str) -> Result<Self> {
+    pub(in super::super) fn of_address(address: &str) -> Result<Self> {
         let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
         let known = SCHEMES.iter().find(|(name, _)| *name == scheme);
         known.map(|(_, engine)| *engine).ok_or_else(|| {
@@ -28,7 +28,7 @@ impl Engine {
     }
 
     /// Of the newest point or the journal of a workload of that name, which comes with it.
-    pub(super) fn of_workload(
+    pub(in super::super) fn of_workload(
         name: &str,
         points: &[PointInfo],
         repository: &Repository,
@@ -46,7 +46,7 @@ impl Engine {
         })
     }
 
-    pub(super) fn of_kind(kind: &str) -> Option<Self> {
+    pub(in super::super) fn of_kind(kind: &str) -> Option<Self> {
         KINDS.iter().find(|(name, _)| *name == kind).map(|(_, engine)| *engine)
     }
 }

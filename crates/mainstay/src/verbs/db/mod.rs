@@ -2,12 +2,12 @@
 
 mod backup;
 pub(super) mod drill;
-mod engine;
+pub(super) mod engine;
 mod follow;
 mod moment;
 pub(super) mod open;
 mod push;
-mod restore;
+pub(super) mod restore;
 mod server;
 mod sqlite;
 pub(super) mod status;

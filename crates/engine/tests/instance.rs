@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use mainstay_core::{Clock, Code, Progress, Result, Silent};
 use mainstay_engine::postgres::{
-    ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, StandbyRequest, Until, backup_cluster,
-    create_standby, plan_cluster, restore_cluster_in_place,
+    ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, OfflineBackup, StandbyRequest, Until,
+    backup_cluster, backup_cluster_offline, create_standby, plan_cluster, restore_cluster_in_place,
 };
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
@@ -199,7 +199,10 @@ fn a_standby_out_of_the_repository_catches_up_and_is_backed_up_itself() {
         "streaming"
     );
     let lag = "SELECT pg_current_wal_lsn() - replay_lsn FROM pg_stat_replication WHERE application_name = 'walreceiver'";
-    assert_eq!(ask(lag), "0");
+    let deadline = clock().monotonic() + std::time::Duration::from_secs(60);
+    while ask(lag) != "0" {
+        assert!(clock().monotonic() < deadline, "it lags behind");
+    }
 
     // The primary is not asked for anything.
     let before = ask("SELECT checkpoints_req FROM pg_stat_bgwriter");
@@ -231,4 +234,74 @@ fn a_restore_in_place_moves_aside_what_was_there_and_refuses_a_running_server() 
     assert_eq!(former.ask("postgres", "SELECT count(*) FROM item").unwrap(), "0");
     scene.server.kill();
     assert_eq!(restore().unwrap_err().code(), Code::Refused, "it did not end in order");
+}
+
+/// The lines that stop and start the server of a lab.
+fn lines(server: &Postgres) -> (String, String) {
+    let (data, place) = (server.data().display(), server.directory().display());
+    let stop = format!(
+        "kill -INT $(head -1 {data}/postmaster.pid); while [ -e {data}/postmaster.pid ]; do sleep 0.05; done"
+    );
+    let root = if rustix::process::geteuid().is_root() {
+        "setpriv --reuid=postgres --regid=postgres --init-groups "
+    } else {
+        ""
+    };
+    let newest = "$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl";
+    let options = format!("-o '-k {place} -c listen_addresses='");
+    (stop, format!("{root}{newest} -D {data} {options} -l {place}/again.log -w start"))
+}
+
+#[test]
+fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
+    let scene = Scene::new(&[]);
+    let space = scene.server.space("space").unwrap();
+    let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
+    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", space.display()));
+    ask("CREATE TABLE item TABLESPACE extra AS SELECT generate_series(1, 1000) n");
+    let (stop, start) = lines(&scene.server);
+    let request = OfflineBackup {
+        host: "here".into(),
+        name: "shop".into(),
+        tags: Vec::new(),
+        data: scene.server.data().to_owned(),
+        stop,
+        start,
+        limit: std::time::Duration::from_secs(60),
+        max_downtime: None,
+        programs: None,
+        path: Vec::new(),
+        jobs: 2,
+        guard: None,
+    };
+    let back_up =
+        |request: &OfflineBackup| backup_cluster_offline(&scene.repository, request, &clock(), &progress());
+    let (point, away) = back_up(&request).unwrap();
+    assert!(!away.is_zero());
+    assert_eq!(ask("SELECT count(*) FROM item"), "1000");
+    // Not in time, and not stopped: no point, and the server runs.
+    let late = OfflineBackup { max_downtime: Some(std::time::Duration::ZERO), ..request.clone() };
+    assert_eq!(back_up(&late).unwrap_err().code(), Code::Refused);
+    assert_eq!(ask("SELECT count(*) FROM item"), "1000");
+    let runs_on = OfflineBackup { stop: "true".into(), ..request.clone() };
+    assert_eq!(back_up(&runs_on).unwrap_err().code(), Code::Refused);
+    assert_eq!(scene.repository.points().unwrap().len(), 1);
+
+    // It leads on to what came after, by the log that others follow.
+    ask("DELETE FROM item WHERE n > 10");
+    let place: Lsn = ask("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+    let online = scene.back_up();
+    assert_eq!(online.point.workload.id, point.point.workload.id);
+    for (until, items) in
+        [(Until::Lsn(Lsn::from_position(&point.point.position).unwrap()), "1000"), (Until::Lsn(place), "10")]
+    {
+        for fill in [Fill::Lazy, Fill::Full] {
+            let instance = scene.instance(&point, fill, until.clone()).unwrap();
+            assert_eq!(count(&instance, "item"), items, "{until:?} {fill:?}");
+        }
+    }
+    scene
+        .server
+        .run("pg_ctl", &["-D", &scene.server.data().display().to_string(), "-m", "immediate", "stop"])
+        .unwrap();
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,6 +198,16 @@ impl Program {
         let mut command = self.command();
         command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(again);
         command.spawn().map_err(|error| self.not_started(error))
+    }
+
+    /// Starts it with its output in a pipe and everything else that it says in a file. Whoever started it waits for it. The
+    /// time limit does not count.
+    pub(crate) fn speak(&self, errors: File) -> Result<(Child, ChildStdout)> {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = command.spawn().map_err(|error| self.not_started(error))?;
+        let output = child.stdout.take();
+        Ok((child, output.ok_or_else(|| Error::bug("a pipe that was asked for is not there"))?))
     }
 
     fn start(&self) -> Result<Child> {

@@ -12,6 +12,7 @@ mod lines;
 mod log;
 mod plan;
 mod push;
+mod offline;
 mod restore;
 mod segments;
 mod trim;
@@ -27,6 +28,7 @@ pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
 pub use push::{Pushed, aside, fetch_wal, push_wal};
 pub use restore::restore_cluster;
 pub use trim::{Trim, plan_trims, trim};
+pub use offline::{OfflineBackup, backup_cluster_offline};
 pub use standby::{StandbyRequest, create_standby};
 
 pub use mainstay_workloads::postgres::KIND;

@@ -453,7 +453,7 @@ impl StreamReader for Document {
     }
 }
 
-fn document(name: &str, text: Vec<u8>, clock: &dyn Clock) -> Result<Next> {
+pub(super) fn document(name: &str, text: Vec<u8>, clock: &dyn Clock) -> Result<Next> {
     Ok(Next::Item(Box::new(held(named(name)?, Kind::Record, text, clock.now()))))
 }
 
@@ -494,7 +494,7 @@ fn place(rows: &[Vec<Option<String>>]) -> Option<(String, u32)> {
 }
 
 /// Whether a file is made of pages that change where they are: main and other forks of relations.
-fn is_relation(path: &[u8], in_tablespace: bool) -> bool {
+pub(super) fn is_relation(path: &[u8], in_tablespace: bool) -> bool {
     let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
     let in_place = match parts.as_slice() {
         [b"global", _] | [b"base", _, _] => !in_tablespace,

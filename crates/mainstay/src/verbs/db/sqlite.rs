@@ -136,7 +136,11 @@ pub(super) fn restore(
     session: &mut Session,
 ) -> Done {
     let until = until(arguments, session)?;
-    let to = session.doors.directory.join(&arguments.to);
+    let Some(to) = &arguments.to else {
+        let what = "a database of SQLite is not restored in the place of another";
+        return Err(Error::new(Code::Usage, what).hint("name a directory: --to DIR"));
+    };
+    let to = session.doors.directory.join(to);
     let plan = plan_databases(repository, &workload.id, until, arguments.database.as_deref())?;
     plan.databases
         .iter()

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod backup;
 pub mod copy;
+pub mod export;
 pub mod find;
 pub mod follow;
 mod mirror;

@@ -104,7 +104,7 @@ impl Session {
         within: &args::Within,
     ) -> Result<(Repository, Arc<dyn PointView>)> {
         let repository = self.open()?;
-        let view = self.view(&repository, text, image_only, inside)?;
+        let view = self.view(&repository, text, image_only, within)?;
         Ok((repository, view))
     }
 
@@ -114,7 +114,7 @@ impl Session {
         repository: &Repository,
         text: &str,
         image_only: bool,
-        inside: &args::Inside,
+        within: &args::Within,
     ) -> Result<Arc<dyn PointView>> {
         let points = repository.points()?;
         let (point, until) = address::find_as_of(text, &points, &self.zone)?;

@@ -134,6 +134,112 @@ fn a_copy_at_a_moment_is_opened_and_leaves_nothing_even_when_it_is_killed() {
 }
 
 #[test]
+fn a_cluster_goes_back_to_a_directory_and_in_place_and_as_a_standby() {
+    let mut user = User::new();
+    user.back_up();
+    let place = user.ask("SELECT pg_current_wal_insert_lsn()");
+    user.ask("DELETE FROM item WHERE n > 10");
+    user.back_up();
+    let (to, standby) = (user.at("again"), user.at("standby"));
+    let before = format!("shop@{place}");
+    user.run(&["restore", &before, "--to", to.to_str().unwrap()]);
+    let copy = Postgres::adopt(&to).unwrap();
+    assert_eq!(copy.ask("postgres", "SELECT count(*) FROM item").unwrap(), "5000");
+    let address = user.server.address();
+    user.run(&["db", "standby", "shop", "--to", standby.to_str().unwrap(), "--primary", &address]);
+    let standby = Postgres::adopt_standby(&standby).unwrap();
+    assert_eq!(standby.ask("postgres", "SELECT count(*) FROM item").unwrap(), "10");
+    drop(standby);
+    let data = user.server.data().display().to_string();
+    let words = ["db", "restore", "shop", "--in-place", &data, "--lsn", &place, "--yes"];
+    let refused = user.output(&words);
+    assert!(said(&refused).contains("a server runs"), "{}", said(&refused));
+    user.server.stop();
+    assert!(said(&user.output(&words)).contains("what was there is"));
+    user.server.resume().unwrap();
+    assert_eq!(user.ask("SELECT count(*) FROM item"), "5000");
+}
+
+#[test]
+fn an_export_that_fails_is_none_and_one_that_does_not_is_the_same_database() {
+    let user = User::new();
+    user.ask("CREATE ROLE seller LOGIN PASSWORD 'secret'");
+    user.ask("CREATE DATABASE \"Größe / 1\"");
+    let odd = "CREATE TABLE t AS SELECT n, md5(n::text) m FROM generate_series(1, 1000) n";
+    user.server.ask("Größe / 1", odd).unwrap();
+    user.run(&["db", "export", &user.server.address(), "--name", "dump"]);
+    let globals = user.run(&["cat", "dump", "/globals.sql"]);
+    assert!(globals.contains("CREATE ROLE seller"), "{globals}");
+    let again = Postgres::start(&PostgresPlan::default()).unwrap();
+    let sum = "SELECT count(*) || md5(string_agg(t::text, ',' ORDER BY n)) FROM";
+    for (name, file, table) in [("postgres", "postgres", "item"), ("Größe / 1", "Größe %2F 1", "t")] {
+        if name != "postgres" {
+            again.ask("postgres", &format!("CREATE DATABASE \"{name}\"")).unwrap();
+        }
+        let sql = again.directory().join("dump.sql");
+        std::fs::write(&sql, user.run(&["cat", "dump", &format!("/databases/{file}.sql")])).unwrap();
+        std::fs::set_permissions(&sql, std::fs::Permissions::from_mode(0o644)).unwrap();
+        again.client("psql", &["-X", "-q", "-d", name, "-f", sql.to_str().unwrap()]).unwrap();
+        let same = |server: &Postgres| server.ask(name, &format!("{sum} {table} t")).unwrap();
+        assert_eq!(same(&again), same(&user.server), "{name}");
+    }
+    // A second one stores little; one whose program fails is no point.
+    user.run(&["db", "export", &user.server.address(), "--name", "dump"]);
+    user.ask("CREATE ROLE blind LOGIN");
+    let blind = user.server.address().replace("user=postgres", "user=blind");
+    let failed = user.output(&["db", "export", &blind, "--name", "dump"]);
+    assert_eq!(failed.status.code(), Some(1), "{}", said(&failed));
+    assert!(said(&failed).contains("permission denied"), "{}", said(&failed));
+    assert_eq!(user.run(&["points", "dump", "--json"]).matches("\"type\":\"point\"").count(), 2);
+}
+
+/// The lines that stop and start a server.
+fn lines(server: &Postgres) -> (String, String) {
+    let (data, place) = (server.data().display(), server.directory().display());
+    let stop = format!(
+        "kill -INT $(head -1 {data}/postmaster.pid); while [ -e {data}/postmaster.pid ]; do sleep 0.05; done"
+    );
+    let root =
+        if users_are_others() { "setpriv --reuid=postgres --regid=postgres --init-groups " } else { "" };
+    let newest = "$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)/pg_ctl";
+    let options = format!("-o '-k {place} -c listen_addresses='");
+    (stop, format!("{root}{newest} -D {data} {options} -l {place}/again.log -w start"))
+}
+
+fn users_are_others() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_server_that_was_stopped_for_a_backup_runs_again_even_when_that_is_killed() {
+    let user = User::new();
+    let data = user.server.data().display().to_string();
+    let (stop, start) = lines(&user.server);
+    let address = user.server.address();
+    let words = ["db", "backup", &address, "--name", "shop", "--offline", &data, "--start", &start, "--stop"];
+    let told = user.run(&[&words[..], &[&stop, "--json"]].concat());
+    assert!(told.contains("\"away_seconds\":"), "{told}");
+    assert_eq!(user.ask("SELECT count(*) FROM item"), "5000");
+    // Killed while the server is away.
+    let (mark, slow) = (user.at("mark"), user.at("scratch"));
+    let slowly = format!("{stop}; touch {}; sleep 60 # {}", mark.display(), slow.display());
+    let mut child = user.command(&[&words[..], &[&slowly]].concat()).spawn().unwrap();
+    while !mark.exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while user.server.ask("postgres", "SELECT 1").is_err() {
+        assert!(std::time::Instant::now() < deadline, "nobody starts it");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(user.run(&["points", "shop", "--json"]).matches("\"type\":\"point\"").count(), 1);
+    user.server.run("pg_ctl", &["-D", &data, "-m", "immediate", "stop"]).unwrap();
+}
+
+#[test]
 fn a_drill_proves_a_point_or_says_what_failed() {
     let user = User::new();
     user.back_up();

@@ -51,23 +51,34 @@ impl Export {
     }
 }
 
+impl Export {
+    /// What is only a part is no export.
+    fn check(&self) -> Result<()> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
+}
+
 fn item(path: &str, kind: Kind, mode: u32, modified: Time, body: Body) -> Result<Item> {
-    let path = ItemPath::new(path)
-        .map_err(|error| Error::new(Code::Usage, format!("{path:?} cannot be exported by that name")).because(error))?;
+    let path = ItemPath::new(path).map_err(|error| {
+        Error::new(Code::Usage, format!("{path:?} cannot be exported by that name")).because(error)
+    })?;
     let metadata = Metadata { mode, modified, ..Metadata::new(kind) };
     Ok(Item { path, metadata, stamp: Stamp::default(), body })
 }
 
 impl Source for Export {
     fn next(&mut self) -> Result<Next> {
+        self.check()?;
         Ok(self.left.pop().map_or(Next::End, |item| Next::Item(Box::new(item))))
     }
 
     fn seal(&mut self) -> Result<Captured> {
-        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
-        }
-        Ok(Captured { position: Position::default(), consistency: Consistency::Application, moment: self.began })
+        self.check()?;
+        Ok(Captured {
+            position: Position::default(),
+            consistency: Consistency::Application,
+            moment: self.began,
+        })
     }
 
     fn commit(self: Box<Self>, _receipt: &Receipt) -> Result<()> {
@@ -103,8 +114,12 @@ impl Content {
 }
 
 fn remember(failed: &Mutex<Option<Error>>, path: &str, error: Error) -> Error {
-    let shown = Error::new(error.code(), format!("{path} was not exported")).because(error.chain().join(": "));
-    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.during(format!("cannot export {path}")));
+    let shown =
+        Error::new(error.code(), format!("{path} was not exported")).because(error.chain().join(": "));
+    failed
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get_or_insert(error.during(format!("cannot export {path}")));
     shown
 }
 
@@ -131,8 +146,12 @@ impl Speaking {
         // Whatever cannot be read was not said.
         let _length = read.and_then(|_at| (&mut self.said).take(SAID_BYTES).read_to_end(&mut text));
         let text = String::from_utf8_lossy(&text);
-        let last = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
-        Err(Error::new(Code::Io, format!("its program ended with {status}")).because(last.escape_debug().to_string()))
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // What follows an error is only about it.
+        let wrong = lines.iter().find(|line| line.to_ascii_lowercase().contains("error:"));
+        let last = wrong.or(lines.last()).copied().unwrap_or("it said nothing");
+        Err(Error::new(Code::Io, format!("its program ended with {status}"))
+            .because(last.escape_debug().to_string()))
     }
 }
 

@@ -10,7 +10,8 @@ use mainstay_repository::Repository;
 use mainstay_workloads::files::Restored;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::restore::{ClusterPlan, restore_cluster};
+use super::plan::ClusterPlan;
+use super::restore::restore_cluster;
 
 /// Where the control file of a cluster says which one it is, and how it ended: see `pg_control.h`, the same since
 /// PostgreSQL 9.3.

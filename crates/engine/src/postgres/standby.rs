@@ -10,7 +10,8 @@ use mainstay_core::{Code, Error, Progress, Result};
 use mainstay_repository::Repository;
 use mainstay_workloads::files::Restored;
 
-use super::restore::{ClusterPlan, hand_over, restore_cluster};
+use super::plan::ClusterPlan;
+use super::restore::{hand_over, restore_cluster};
 
 /// How the lines begin that a restore adds to the settings.
 const MARK: &str = "# Written by Mainstay";

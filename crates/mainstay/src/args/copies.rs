@@ -1,4 +1,4 @@
-//! The verbs that bring up private copies of databases.
+//! The verbs that bring up private copies of databases, and the other ways to take and use their points.
 
 use std::path::PathBuf;
 
@@ -96,4 +96,74 @@ pub(crate) struct Drill {
     /// Where the server's log is kept when the drill fails [default: beside the state of Mainstay]
     #[arg(long, value_name = "DIR")]
     pub evidence: Option<PathBuf>,
+}
+
+/// How a point is taken while the server does not run.
+#[derive(Args, Debug)]
+pub(crate) struct Offline {
+    /// Stop the server, copy this data directory, which is on this machine, and start it again, whatever happens
+    #[arg(long, value_name = "DIR", requires = "stop", requires = "start")]
+    pub offline: Option<PathBuf>,
+    /// The line for the shell that stops the server in order
+    #[arg(long, value_name = "LINE", requires = "offline")]
+    pub stop: Option<String>,
+    /// The line for the shell that starts it, and returns when it runs
+    #[arg(long, value_name = "LINE", requires = "offline")]
+    pub start: Option<String>,
+    /// Start the server after this long even if the backup is not done; that makes no point then
+    #[arg(long, value_name = "TIME", requires = "offline")]
+    pub max_downtime: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay db standby shop --to /var/lib/postgresql/15/standby \\
+    --primary 'postgres://replicator@db.example'
+
+Start PostgreSQL of the same major version on the directory: it replays what the repository holds
+and then follows the primary. The role needs REPLICATION and a line in pg_hba.conf; its password
+goes into ~/.pgpass of the server's user. Make a slot at the primary and name it with --slot if
+the standby may be away for long.")]
+pub(crate) struct DbStandby {
+    #[arg(value_name = "WORKLOAD")]
+    pub workload: String,
+    /// A directory that is empty or not there
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// How the standby reaches the primary: postgres://USER@HOST:PORT
+    #[arg(long, value_name = "SERVER")]
+    pub primary: String,
+    /// The slot at the primary that keeps the log for it
+    #[arg(long, value_name = "SLOT")]
+    pub slot: Option<String>,
+    /// Its restore_command, which fetches what the primary no longer has
+    #[arg(long, value_name = "LINE")]
+    pub restore_command: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mainstay db export 'postgres://postgres@db.example' --name shop-export
+  mainstay cat shop-export /globals.sql | psql -X -d postgres
+  createdb shop && mainstay cat shop-export /databases/shop.sql | psql -X -d shop
+
+pg_dump writes each database as plain SQL, uncompressed, straight into the repository, which cuts
+it along its content, so that the next export stores what is new. pg_dumpall adds roles and
+tablespaces. Every database is consistent in itself. Unless all programs end well there is no
+point.")]
+pub(crate) struct DbExport {
+    #[command(flatten)]
+    pub server: super::Server,
+    /// Only this database (can be repeated)
+    #[arg(long, value_name = "NAME")]
+    pub database: Vec<String>,
+    /// Leave out the passwords of roles, which only a superuser may read
+    #[arg(long)]
+    pub no_role_passwords: bool,
+    /// The directory of PostgreSQL's programs [default: those of the right version, where distributions put them]
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+    /// Mark the point (can be repeated)
+    #[arg(long, value_name = "TAG")]
+    pub tag: Vec<String>,
 }

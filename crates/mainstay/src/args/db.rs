@@ -18,6 +18,10 @@ pub(crate) enum Db {
     Status(DbStatus),
     /// Bring a cluster back, as it was at any moment
     Restore(DbRestore),
+    /// Make a standby of a cluster out of the repository
+    Standby(super::DbStandby),
+    /// Store what the dump programs of a database server write, database by database
+    Export(super::DbExport),
     /// Prove that a database can be recovered; the same as `mainstay drill`
     Drill(super::Drill),
     /// Stand by a private copy and clear it away if its run dies (started by Mainstay itself)
@@ -27,6 +31,9 @@ pub(crate) enum Db {
     PushWal(DbPushWal),
     /// Give back a segment of the log: the restore_command of a server
     FetchWal(DbFetchWal),
+    /// Stand by a server that is stopped and start it if its run dies (started by Mainstay itself)
+    #[command(hide = true)]
+    StartGuard,
 }
 
 #[derive(Args, Debug)]
@@ -48,6 +55,8 @@ pub(crate) struct Server {
 #[command(after_help = "Examples:
   mainstay db backup 'postgres://backup@db.example' --name shop
   mainstay db backup 'postgres:///?host=/var/run/postgresql&user=postgres' --name shop
+  mainstay db backup postgres:// --name shop --offline /var/lib/postgresql/15/main \\
+    --stop 'systemctl stop postgresql@15-main' --start 'systemctl start postgresql@15-main'
 
 The role needs: CREATE ROLE backup LOGIN REPLICATION PASSWORD '…'; GRANT pg_monitor TO backup; and a line in
 pg_hba.conf: host replication backup ADDRESS scram-sha-256. The server needs wal_level = replica or logical.
@@ -55,6 +64,8 @@ Files stream straight into the repository; nothing is staged. The log that makes
 pub(crate) struct DbBackup {
     #[command(flatten)]
     pub server: Server,
+    #[command(flatten)]
+    pub offline: super::Offline,
     /// Let the server take its time for the checkpoint before the backup, which spares its disks
     #[arg(long)]
     pub spread: bool,

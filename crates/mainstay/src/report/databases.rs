@@ -19,6 +19,8 @@ pub struct ClusterCaptured {
     /// The log between these places belongs to the point.
     pub start: String,
     pub end: String,
+    /// For so long the server was stopped.
+    pub away_seconds: Option<f64>,
     pub notes: Vec<String>,
 }
 
@@ -88,6 +90,8 @@ pub struct ClusterRestored {
     pub directory: String,
     /// Where what was in its place is now.
     pub aside: Option<String>,
+    /// Whom it follows, if it is a standby.
+    pub standby_of: Option<String>,
     pub items: u64,
     pub bytes: u64,
     pub skipped: u64,
@@ -249,8 +253,12 @@ fn following(line: &Following) -> String {
 }
 
 fn restored(line: &ClusterRestored) -> String {
+    let then = match &line.standby_of {
+        Some(primary) => format!("replays its log and follows {}", clean(primary)),
+        None => "recovers and opens for writing".into(),
+    };
     format!(
-        "{} items, {} in {} · start PostgreSQL {} on it: it recovers and opens for writing\n",
+        "{} items, {} in {} · start PostgreSQL {} on it: it {then}\n",
         line.items,
         bytes(line.bytes),
         clean(&line.directory),

@@ -1,11 +1,13 @@
 //! `mainstay db backup`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_core::Progress;
 use mainstay_engine::postgres::{ClusterBackup, ClusterPoint, backup_cluster};
 
 use super::super::{Done, backup as files, check_tag};
+use super::offline;
 use super::server::Known;
 use crate::args::DbBackup;
 use crate::report::databases::ClusterCaptured;
@@ -17,6 +19,9 @@ pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
     arguments.tag.iter().try_for_each(|tag| check_tag(tag))?;
     let server = Known::of(&arguments.server, session)?;
     files::check_name(&server.name)?;
+    if let Some(data) = &arguments.offline.offline {
+        return offline::run(arguments, data, server.name, session);
+    }
     let repository = files::open(session, &places, false)?;
     let request = ClusterBackup {
         host: session.doors.host.clone(),
@@ -32,7 +37,19 @@ pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
     let dial = |replication| server.dial(replication);
     let done = backup_cluster(&repository, &dial, &request, &session.doors.clock, &progress);
     drop(progress);
-    let ClusterPoint { point, version, start, end, timeline, notes } = done?;
+    tell(done?, None, request.tags, began, session);
+    Ok(None)
+}
+
+/// Says what was made, and for how long the server was away for it.
+pub(super) fn tell(
+    made: ClusterPoint,
+    away: Option<Duration>,
+    tags: Vec<String>,
+    began: Duration,
+    session: &Session,
+) {
+    let ClusterPoint { point, version, start, end, timeline, notes } = made;
     notes.iter().for_each(|note| session.report.note(note));
     session.report.line(&Line::ClusterCaptured(ClusterCaptured {
         point: point.id.to_string(),
@@ -41,6 +58,7 @@ pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
         timeline,
         start,
         end,
+        away_seconds: away.map(|away| away.as_secs_f64()),
         notes,
     }));
     session.report.line(&Line::BackedUp(BackedUp {
@@ -48,9 +66,8 @@ pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
         workload: point.workload.name.clone(),
         host: point.host.clone(),
         roots: Roots::of(&point.roots),
-        tags: request.tags,
+        tags,
         counts: Totals::from(&point.counts),
         seconds: session.seconds_since(began),
     }));
-    Ok(None)
 }

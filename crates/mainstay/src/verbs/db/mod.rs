@@ -3,14 +3,19 @@
 mod backup;
 pub(super) mod drill;
 pub(super) mod engine;
+mod export;
 mod follow;
 mod moment;
+mod offline;
 pub(super) mod open;
 mod push;
 pub(super) mod restore;
 mod server;
 mod sqlite;
+mod standby;
 pub(super) mod status;
+
+use mainstay_core::{Code, Error};
 
 use super::Done;
 use crate::args::Db;
@@ -37,7 +42,19 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
                 (Engine::Sqlite, workload) => sqlite::restore(&arguments, &workload, &repository, session),
             }
         }
+        Db::Standby(arguments) => standby::run(&arguments, session),
+        Db::Export(arguments) => match Engine::of_address(&arguments.server.server)? {
+            Engine::Postgres => export::run(&arguments, session),
+            Engine::Sqlite => Err(no_dump()),
+        },
         Db::Drill(arguments) => drill::run(&arguments, session),
+        Db::StartGuard => mainstay_workloads::promise::attend(std::io::stdin()).map(|()| None),
         Db::Guard => mainstay_workloads::sandbox::attend(std::io::stdin()).map(|()| None),
     }
+}
+
+/// What has no dump program.
+fn no_dump() -> Error {
+    Error::new(Code::Usage, "databases of this kind are not exported")
+        .hint("take a point of them: mainstay db backup")
 }

@@ -53,8 +53,6 @@ fn moment(target: &str, when: &str, points: &[PointInfo], session: &Session) -> 
 
 /// How a private copy is brought up.
 pub(super) fn private(private: &Private, session: &Session) -> Result<InstanceRequest> {
-    let program: PathBuf =
-        std::env::current_exe().map_err(|error| Error::io("cannot find this program's own file", error))?;
     Ok(InstanceRequest {
         fill: if private.full { Fill::Full } else { Fill::Lazy },
         scratch: session.doors.directory.join(&private.scratch),
@@ -63,7 +61,14 @@ pub(super) fn private(private: &Private, session: &Session) -> Result<InstanceRe
         user: Some(private.user.clone()),
         role: private.role.clone(),
         preload: private.preload.clone(),
-        guard: Some(GuardProgram { program, arguments: vec!["db".into(), "guard".into()] }),
+        guard: Some(guard("guard")?),
         evidence: None,
     })
+}
+
+/// This program, standing by a run.
+pub(super) fn guard(verb: &str) -> Result<GuardProgram> {
+    let program: PathBuf =
+        std::env::current_exe().map_err(|error| Error::io("cannot find this program's own file", error))?;
+    Ok(GuardProgram { program, arguments: vec!["db".into(), verb.into()] })
 }

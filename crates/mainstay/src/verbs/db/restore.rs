@@ -105,6 +105,7 @@ fn carry_out(repository: &Repository, plan: &ClusterPlan, act: &Act, session: &m
         workload: plan.point.workload.name.clone(),
         version: plan.cluster.version.clone(),
         directory: to.display().to_string(),
+        standby_of: None,
         aside: aside.map(|path| path.display().to_string()),
         items: restored.counts.items,
         bytes: restored.counts.bytes,

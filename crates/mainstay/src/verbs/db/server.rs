@@ -1,9 +1,12 @@
 //! The server that a verb speaks to, and as whom.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use mainstay_core::{Code, Error, Result};
 use mainstay_workloads::postgres::{Address, Connection, Place};
+use mainstay_workloads::process::Program;
 use zeroize::Zeroizing;
 
 use crate::args::Server;
@@ -40,6 +43,18 @@ impl Known {
     pub(super) fn dial(&self, replication: bool) -> Result<Connection> {
         let password = self.password.as_ref().map(|password| password.as_slice());
         Connection::open(&self.address, &self.user, password, replication)
+    }
+}
+
+impl Known {
+    /// Has a program of the server's vendor find its user and password. The environment of a process is seen by the same
+    /// user only.
+    pub(super) fn known_to(&self, program: Program) -> Program {
+        let program = program.variable("PGUSER", &self.user);
+        match &self.password {
+            Some(password) => program.variable("PGPASSWORD", OsStr::from_bytes(password)),
+            None => program,
+        }
     }
 }
 

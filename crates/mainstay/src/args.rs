@@ -10,8 +10,8 @@ mod db;
 mod inside;
 mod vm;
 
-pub(crate) use db::{Db, DbBackup, DbFetchWal, DbFollow, DbPushWal, DbRestore, DbStatus, Server};
 pub(crate) use copies::{DbExport, DbStandby, Drill, Moment, Offline, Open, Private};
+pub(crate) use db::{Db, DbBackup, DbFetchWal, DbFollow, DbPushWal, DbRestore, DbStatus, Server};
 pub(crate) use inside::{Inside, Within};
 pub(crate) use vm::{
     Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRecover, VmRestore,

@@ -10,13 +10,13 @@ mod instance;
 mod lazy;
 mod lines;
 mod log;
+mod offline;
 mod plan;
 mod push;
-mod offline;
 mod restore;
 mod segments;
-mod trim;
 mod standby;
+mod trim;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};
 pub use drill::{DrillRequest, Drilled, drill};
@@ -24,12 +24,12 @@ pub use follow::{FollowCluster, follow_cluster};
 pub use in_place::{Control, PutInPlace, check_stopped, restore_cluster_in_place};
 pub use instance::{Fill, Instance, InstanceCost, InstanceRequest, Reached};
 pub use lines::{Leg, holes};
+pub use offline::{OfflineBackup, backup_cluster_offline};
 pub use plan::{ClusterPlan, Until, intervals, plan_cluster, plan_cluster_on};
 pub use push::{Pushed, aside, fetch_wal, push_wal};
 pub use restore::restore_cluster;
-pub use trim::{Trim, plan_trims, trim};
-pub use offline::{OfflineBackup, backup_cluster_offline};
 pub use standby::{StandbyRequest, create_standby};
+pub use trim::{Trim, plan_trims, trim};
 
 pub use mainstay_workloads::postgres::KIND;
 

@@ -14,7 +14,7 @@ use super::plan::ClusterPlan;
 use super::restore::{hand_over, restore_cluster};
 
 /// How the lines begin that a restore adds to the settings.
-const MARK: &str = "# Written by Mainstay";
+const MARK: &str = "# Written by Mainstay for the recovery";
 
 /// Whom a standby follows.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub fn create_standby(
 }
 
 fn settings(request: &StandbyRequest) -> Result<String> {
-    let mut text = format!("{MARK} for a standby.\n");
+    let mut text = "# Written by Mainstay for a standby.\n".to_owned();
     let empty = String::new();
     for (name, value) in [
         ("primary_conninfo", &request.primary),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_core::{Clock, Event, Phase, Progress, Result, WorkloadKind, WorkloadRef};
-use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::export::{Dump, Export, KIND};
 
 use crate::backup::find;
@@ -52,6 +52,7 @@ pub fn backup_export(
         tags: request.tags,
         reread_one_in: 0,
         any_order: true,
+        compression: Compression::default(),
         parent: Parent::None,
         progress: Arc::clone(progress),
         jobs: request.jobs,

@@ -8,7 +8,7 @@ use mainstay_core::{
     Captured, Change, Clock, Code, Error, Event, Next, Phase, Progress, Receipt, Result, Source, Time,
     WorkloadRef,
 };
-use mainstay_repository::{Parent, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, Repository, WriteRequest};
 use mainstay_workloads::postgres::{Cluster, Lsn, OfflineFiles, Programs, describe_offline, read_log};
 use mainstay_workloads::process::Program;
 use mainstay_workloads::promise::{Promise, Promised};
@@ -80,6 +80,7 @@ pub fn backup_cluster_offline(
         tags: request.tags.clone(),
         reread_one_in: 0,
         any_order: true,
+        compression: Compression::default(),
         parent: Parent::None,
         progress: Arc::clone(progress),
         jobs: request.jobs,

@@ -9,7 +9,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use mainstay_core::{Code, Counts, Error, Event, ItemPath, Phase, Progress, Result, WorkloadId};
 use mainstay_repository::{ChangeKind, PointInfo, PointReader, Repository, diff};
 
-use crate::undo::UNDO;
+use crate::undo::is_undo;
 use crate::view::{PointView as _, Seen};
 use crate::vm::{self, Inside, MachineView};
 
@@ -89,7 +89,7 @@ pub fn find(
         repository.ring().content_secret()?;
     }
     let mut workloads: Vec<WorkloadId> = Vec::new();
-    let readable = |point: &&PointInfo| point.readable && point.workload.kind.0 != UNDO;
+    let readable = |point: &&PointInfo| point.readable && !is_undo(point);
     for point in points.iter().rev().filter(readable) {
         if !workloads.contains(&point.workload.id) {
             workloads.push(point.workload.id);

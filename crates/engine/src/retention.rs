@@ -15,8 +15,7 @@ use mainstay_core::{Code, Error, PointId, Result, Time, WorkloadId, WorkloadRef}
 use mainstay_repository::PointInfo;
 
 use crate::address::show_time;
-use crate::undo::UNDO;
-use crate::vm::takes_back;
+use crate::undo::is_undo;
 
 /// Clocks of healthy machines differ by less.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(5 * 60);
@@ -234,11 +233,6 @@ fn clock_is_behind(point: &PointInfo, zone: &TimeZone, now: Time) -> Error {
     Error::new(Code::Refused, what).hint(
         "set this machine's clock right; if the other clock was wrong, expire that point by its id first",
     )
-}
-
-/// Whether a point takes back a restore, of files or of a machine.
-fn is_undo(point: &PointInfo) -> bool {
-    point.workload.kind.0 == UNDO || takes_back(point)
 }
 
 fn workloads(points: &[PointInfo]) -> BTreeSet<WorkloadId> {

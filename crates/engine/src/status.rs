@@ -6,7 +6,7 @@ use std::time::Duration;
 use mainstay_core::{Time, WorkloadId};
 use mainstay_repository::PointInfo;
 
-use crate::undo::UNDO;
+use crate::undo::is_undo;
 
 /// How one workload stands.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct WorkloadStatus<'a> {
 /// All workloads, by name.
 pub fn status(points: &[PointInfo], max_age: Option<Duration>, now: Time) -> Vec<WorkloadStatus<'_>> {
     let mut workloads: BTreeMap<WorkloadId, WorkloadStatus<'_>> = BTreeMap::new();
-    for point in points.iter().filter(|point| point.workload.kind.0 != UNDO) {
+    for point in points.iter().filter(|point| !is_undo(point)) {
         let age = now.since(point.moment);
         let overdue = max_age.is_some_and(|max_age| age > max_age);
         let so_far = workloads.remove(&point.workload.id);
@@ -60,7 +60,11 @@ mod tests {
             point(2, "db:data", "2026-11-01T00:00:00Z"),
             point(3, "web:etc", "2026-11-02T00:00:00Z"),
             point(4, "web:undo", "2026-11-02T00:00:00Z"),
+            point(5, "vm", "2026-11-02T00:00:00Z"),
         ];
+        // Put back once, and never captured.
+        points[4].workload.kind.0 = "vm".into();
+        points[4].tags = vec!["undo".into()];
         points[0].verified = Some(time("2026-11-01T01:00:00Z"));
         points[3].workload.kind.0 = "undo".into();
         let limit = Some(Duration::from_secs(36 * 3600));

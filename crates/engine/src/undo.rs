@@ -23,10 +23,16 @@ use mainstay_workloads::files::{
 
 use crate::copy::copy;
 use crate::restore::{RestorePlan, View, acts, unless_damaged};
+use crate::vm::takes_back;
 use crate::workload::{derived_id, root_text};
 
 /// The kind of workload whose points hold what a restore was about to overwrite.
 pub const UNDO: &str = "undo";
+
+/// Whether a point takes back a restore, of files or of a machine.
+pub fn is_undo(point: &PointInfo) -> bool {
+    point.workload.kind.0 == UNDO || takes_back(point)
+}
 
 const BEFORE: &[u8] = b"before";
 const CHANGES: &[u8] = b"changes";

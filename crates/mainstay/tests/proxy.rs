@@ -12,7 +12,7 @@ use mainstay_testkit::lab::{
     Cable, DomainPlan, FarQemu, FileSystem, Fsck, Libvirt, Side, certificates, check_rounds, compare,
     patiently,
 };
-use mainstay_testkit::{RealClock, Rng};
+use mainstay_testkit::{RealClock, Rng, settle};
 
 const MIB: usize = 1 << 20;
 /// Longer than a run takes to see that its link is dead.
@@ -30,11 +30,9 @@ impl End<'_> {
         let program = Path::new(env!("CARGO_BIN_EXE_mainstay"));
         let mut command = self.cable.command(self.side, program, arguments);
         std::fs::create_dir_all(&self.home).unwrap();
-        // Root, who does this, would otherwise use the system's places.
-        for name in ["HOME", "TMPDIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"]
-        {
-            command.env(name, &self.home);
-        }
+        settle(&mut command, &self.home);
+        // Short, because the paths of sockets are.
+        command.env("TMPDIR", &self.home);
         command.current_dir(&self.home);
         command
     }

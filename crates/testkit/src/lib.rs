@@ -22,6 +22,6 @@ pub use items::{
     Arrived, Content, Finished, MemoryBlocks, Part, TestItem, VecSource, VecTarget, random_items, read_body,
 };
 pub use memory::{Blobs, MemoryStore, snapshot_of};
-pub use program::{at_home, tool};
+pub use program::{at_home, settle, tool};
 pub use rng::{Rng, for_each_seed, is_long, seeds};
 pub use trace::{CrashState, CrashStates, Op, TracingStore};

@@ -13,6 +13,12 @@ const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 #[expect(clippy::disallowed_methods, reason = "the tests' door to other programs")]
 pub fn at_home(program: impl AsRef<OsStr>, place: &Path) -> Command {
     let mut command = Command::new(program);
+    settle(&mut command, place);
+    command
+}
+
+/// The same for a command that is there already.
+pub fn settle(command: &mut Command, place: &Path) {
     command.env_clear().env("PATH", PATH).stdin(Stdio::null());
     for (name, directory) in [
         ("HOME", "home"),
@@ -22,7 +28,6 @@ pub fn at_home(program: impl AsRef<OsStr>, place: &Path) -> Command {
     ] {
         command.env(name, place.join(directory));
     }
-    command
 }
 
 /// Runs a tool to its end with `input` on its standard input.

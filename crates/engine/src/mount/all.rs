@@ -10,7 +10,7 @@ use mainstay_core::{Blocks, Clock, Code, Error, ItemPath, Kind, Metadata, PathEr
 use mainstay_repository::{PointInfo, Repository};
 
 use super::{Shown, Tree};
-use crate::undo::UNDO;
+use crate::undo::is_undo;
 use crate::view::PointView;
 
 /// The link to the newest point of a workload.
@@ -94,7 +94,7 @@ impl All {
 fn list(points: &[PointInfo], zone: &TimeZone) -> Listing {
     let mut names: BTreeMap<_, Vec<u8>> = BTreeMap::new();
     let mut listing = Listing::new();
-    for point in points.iter().filter(|point| point.readable && point.workload.kind.0 != UNDO) {
+    for point in points.iter().filter(|point| point.readable && !is_undo(point)) {
         let workload = &point.workload;
         let name = names.entry(workload.id).or_insert_with(|| {
             let plain = file_name(&workload.name);

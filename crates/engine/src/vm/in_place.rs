@@ -18,7 +18,7 @@ use mainstay_core::{
 use mainstay_diskimage::container::{self, Directories, Format};
 use mainstay_diskimage::partition::refit;
 use mainstay_nbd::WritableBlocks;
-use mainstay_repository::{PointInfo, PointReader, Repository};
+use mainstay_repository::{Note, PointInfo, PointReader, Repository};
 use mainstay_workloads::vm::{
     DISKS, Hypervisor, KIND, Machine, MachineDisk, MachineId, MachineState, Overwrite,
 };
@@ -42,6 +42,9 @@ const NOTE: &str = "MAINSTAY RESTORE 1";
 const GRAIN: u64 = 64 << 10;
 /// Extents are asked for in windows of this length.
 const WINDOW_BYTES: u64 = 1 << 30;
+
+/// For so long a restore that nobody finishes keeps its undo point.
+const HELD: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// How often the end of a machine is looked for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -250,6 +253,8 @@ pub fn restore_in_place(
             undo().map_err(|error| error.during("no point could be taken that takes the restore back"))?
         }
     };
+    let reason = format!("a restore over the disks of {} is not finished", plan.machine.name);
+    hold(newer, &undo, &reason)?;
     let scratch = std::env::temp_dir();
     let open =
         |disk: &PresentDisk| Ok(Arc::new(Careful::new(Overwrite::open(&disk.path, &disk.format, &scratch)?)));
@@ -262,7 +267,27 @@ pub fn restore_in_place(
     })?;
     targets.into_iter().try_for_each(|target| sole(target)?.inner.close())?;
     let (counts, applied) = done;
+    release(newer, &undo, &reason)?;
     Ok(RestoredInPlace { undo, counts, applied })
+}
+
+/// Keeps the point that takes a restore back from expiring while the disks name it.
+fn hold(newer: &Newer<'_>, undo: &PointId, reason: &str) -> Result<()> {
+    let until = Some(newer.clock.now().plus(HELD));
+    newer.repository.note(undo, &Note::Hold { reason: reason.to_owned(), until })
+}
+
+/// A key without the power to release leaves the hold to its own end.
+fn release(newer: &Newer<'_>, undo: &PointId, reason: &str) -> Result<()> {
+    let points = newer.repository.points()?;
+    let holds = points.iter().filter(|point| point.id == *undo).flat_map(|point| &point.holds);
+    for hold in holds.filter(|hold| hold.reason == reason) {
+        match newer.repository.note(undo, &Note::Release(hold.id)) {
+            Err(error) if error.code() == Code::NoPower => return Ok(()),
+            released => released?,
+        }
+    }
+    Ok(())
 }
 
 fn write_over(

@@ -36,7 +36,8 @@ pub use lean::Leave;
 pub use mixed::MixedView;
 pub use restore::{DiskPlaces, Goal, ImageFolder, MachinePlan, plan_machine, restore_machine};
 pub use timeline::{
-    Composed, check_machine, compose, machine_of, machine_tag, newer_files, put_tag, timeline,
+    Composed, check_machine, compose, longest_unproven, machine_of, machine_tag, newer_files, put_tag,
+    timeline,
 };
 pub use tree::VolumeSeen;
 pub use view::MachineView;

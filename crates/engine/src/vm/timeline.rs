@@ -83,6 +83,17 @@ pub fn newer_files<'a>(image: &PointInfo, points: &'a [PointInfo], until: Time) 
     newest
 }
 
+/// A share of new points in percent, rounded up: those of the machines that were proven longest ago.
+pub fn longest_unproven(mut made: Vec<PointInfo>, points: &[PointInfo], percent: u8) -> Vec<PointInfo> {
+    let last_proven = |point: &PointInfo| {
+        let same = points.iter().filter(|other| other.workload.id == point.workload.id);
+        same.filter_map(|other| other.proven).max()
+    };
+    made.sort_by_cached_key(last_proven);
+    made.truncate((made.len() * usize::from(percent)).div_ceil(100));
+    made
+}
+
 /// A machine as it is shown: its image, and the newer files over it.
 pub struct Composed {
     pub view: Arc<dyn PointView>,
@@ -134,7 +145,7 @@ pub fn check_machine(name: &str) -> Result<()> {
 mod tests {
     use mainstay_repository::PointInfo;
 
-    use super::{machine_of, machine_tag, newer_files, put_tag, timeline};
+    use super::{longest_unproven, machine_of, machine_tag, newer_files, put_tag, timeline};
     use crate::testing::{id, point, time};
 
     const UUID: &str = "4fd5eb22-0f12-4f2d-9c9a-1d5d2f0e8a11";
@@ -186,6 +197,30 @@ mod tests {
         assert_eq!(found.iter().map(|point| point.id).collect::<Vec<_>>(), [id(3)]);
         // A point of files has nothing over it.
         assert_eq!(newer_files(&points[0], &points, time("2026-12-01")), Vec::<&PointInfo>::new());
+    }
+
+    #[test]
+    fn a_share_of_the_machines_is_proven_and_the_one_that_waited_longest_first() {
+        let machine = |number: u32, name: &str, proven: Option<&str>| PointInfo {
+            proven: proven.map(time),
+            ..point(number, name, "2026-11-01")
+        };
+        let points = [
+            machine(1, "db", Some("2026-11-02")),
+            machine(2, "web", Some("2026-11-09")),
+            machine(3, "web", Some("2026-11-03")),
+            machine(4, "mail", None),
+            machine(5, "db", None),
+        ];
+        let made = vec![machine(11, "db", None), machine(12, "web", None), machine(13, "mail", None)];
+        let chosen = |percent| {
+            let chosen = longest_unproven(made.clone(), &points, percent);
+            chosen.iter().map(|point| point.id).collect::<Vec<_>>()
+        };
+        // Never proven, then the longest ago; the last proof of a machine counts.
+        assert_eq!((chosen(100), chosen(67)), ([13, 11, 12].map(id).to_vec(), [13, 11, 12].map(id).to_vec()));
+        assert_eq!((chosen(66), chosen(1)), ([13, 11].map(id).to_vec(), [13].map(id).to_vec()));
+        assert_eq!(longest_unproven(Vec::new(), &points, 100), []);
     }
 
     #[test]

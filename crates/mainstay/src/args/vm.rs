@@ -111,6 +111,27 @@ pub(crate) enum Level {
     Offline,
 }
 
+/// How a machine that runs is captured.
+#[derive(Args, Debug)]
+pub(crate) struct Capture {
+    /// The consistency to try for; what was reached is recorded
+    #[arg(long, value_enum, default_value = "file-system")]
+    pub consistency: Level,
+    /// Where content is kept that guests of this computer overwrite during the run, and the plan of how to clear up after
+    /// a crash [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+    /// The longest a guest may be held still
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub freeze_limit: String,
+    /// Have the guest say first which blocks it no longer uses
+    #[arg(long)]
+    pub trim: bool,
+    /// Read a disk whole after so many increments; 0: never
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub scan_every: u32,
+}
+
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mainstay vm backup --host qemu:///system web db
@@ -133,9 +154,6 @@ pub(crate) struct VmBackup {
     pub all: bool,
     #[arg(long, value_name = "HOST", required = true, help = HOST_HELP)]
     pub host: Vec<String>,
-    /// The consistency to try for; the point says what was reached
-    #[arg(long, value_enum, default_value = "file-system")]
-    pub consistency: Level,
     /// Make no point of a machine that does not reach it
     #[arg(long)]
     pub require: bool,
@@ -151,21 +169,11 @@ pub(crate) struct VmBackup {
     /// How hard what is new is compressed; auto: fast, since it is mostly the host of the machines that does it
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub compression: Compression,
-    /// Where content is kept that guests overwrite during the run [default: the system's temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub scratch: Option<PathBuf>,
-    /// The longest a guest may be held still
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub freeze_limit: String,
-    /// Have the guest say first which blocks it no longer uses
-    #[arg(long)]
-    pub trim: bool,
     /// Of so many stretches that are called unchanged compare one all the same; 0: none
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub reread: u32,
-    /// Read a disk whole after so many increments; 0: never
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    pub scan_every: u32,
+    #[command(flatten)]
+    pub how: Capture,
     /// Afterwards start the new points one by one, as `vm prove` does; with SHARE, such as 10%, only so many of them,
     /// those first whose machines were proven longest ago
     #[arg(
@@ -211,21 +219,8 @@ pub(crate) struct VmReceive {
     /// Where the host finds this machine
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: String,
-    /// The consistency to try for; the copy says what was reached
-    #[arg(long, value_enum, default_value = "file-system")]
-    pub consistency: Level,
-    /// Where the plan is kept of how to clear up after a crash [default: the system's temporary directory]
-    #[arg(long, value_name = "DIR")]
-    pub scratch: Option<PathBuf>,
-    /// The longest a guest may be held still
-    #[arg(long, value_name = "TIME", default_value = "10s")]
-    pub freeze_limit: String,
-    /// Have the guest say first which blocks it no longer uses
-    #[arg(long)]
-    pub trim: bool,
-    /// Copy a disk whole after so many increments; 0: never
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    pub scan_every: u32,
+    #[command(flatten)]
+    pub how: Capture,
 }
 
 /// A share in percent.

@@ -1,8 +1,9 @@
 //! The program as an administrator of a host uses it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use mainstay_testkit::at_home;
 use mainstay_testkit::lab::{Guest, GuestImage};
 use serde_json::Value;
 
@@ -31,16 +32,10 @@ impl Home {
     }
 
     /// Another program, as whoever lives here runs it; `mainstay` may lie in the home itself.
-    #[expect(clippy::disallowed_methods, reason = "the tests run the program and kill it")]
     pub(crate) fn plain(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = at_home(program, self.directory.path());
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.directory.path().display());
-        command.env_clear().env("HOME", self.directory.path()).env("PATH", path);
-        command.env("TMPDIR", self.at("tmp"));
-        for kind in ["DATA", "CONFIG", "STATE", "CACHE"] {
-            command.env(format!("XDG_{kind}_HOME"), self.at(kind));
-        }
-        command.current_dir(self.directory.path()).stdin(Stdio::null());
+        command.env("PATH", path).env("TMPDIR", self.at("tmp")).current_dir(self.directory.path());
         command
     }
 

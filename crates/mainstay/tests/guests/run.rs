@@ -119,7 +119,7 @@ fn a_machine_outlives_the_program_twice_and_in_the_end_the_repository() {
     third.running();
     third.line("machine_home");
     assert!(third.end().success());
-    std::fs::remove_dir_all(home.at("DATA")).unwrap();
+    std::fs::remove_dir_all(home.at("data")).unwrap();
     let rounds = inside.wait_for_rounds("/data", 3).unwrap();
     inside.run_well("touch /run/stop").unwrap();
     patiently("the machine's end", PATIENCE, || Ok((!third.machine_runs()).then_some(()))).unwrap();

@@ -142,7 +142,16 @@ fn a_restore_that_is_killed_leaves_no_machine_that_boots_and_the_next_run_finish
         let whole = rest == was[4096..] || rest == std::fs::read(&changed).unwrap()[4096..];
         assert!(gone || whole, "it could come up half restored");
     }
+    // As long as the disks name it, the undo point does not expire.
+    let undo = undo_of(&web).replace("web@", "");
+    let held = |user: &User| {
+        let points = user.run(&["points", "--json"]);
+        points.lines().any(|line| line.contains(&undo) && line.contains("is not finished"))
+    };
+    assert!(held(&web.user));
+    web.user.fails(&["expire", "--yes", &undo], 1, "is held");
     let done = web.restore("web@latest");
+    assert!(!held(&web.user));
     web.is_as(&web.was, &web.was);
     // The undo point is of the state before the first of them, not of what they left behind.
     web.restore(&format!("web@{}", done["undo"].as_str().unwrap()));

@@ -100,7 +100,7 @@ pub struct Record {
     request: String,
     /// As it is defined: with its identity.
     pub machine: Machine,
-    pub stage: Stage,
+    stage: Stage,
     /// Starting it was part of what has been done.
     #[serde(default)]
     pub started: bool,
@@ -167,6 +167,11 @@ impl Record {
             Some(record) if record.asked != asked && record.point()? != find()? => Err(other(directory)),
             record => Ok(record),
         }
+    }
+
+    /// How far it has come towards a machine that is started or not: one may be complete and not have been started.
+    pub fn stage(&self, start: bool) -> Stage {
+        if self.stage == Stage::Complete && start && !self.started { Stage::Defined } else { self.stage }
     }
 
     /// The point that is being brought back.
@@ -299,15 +304,12 @@ pub fn recover_machine(
         }
     };
     let _lock = lock(directory)?;
-    let was_complete = record.stage == Stage::Complete && (record.started || !recovery.start);
+    let was_complete = record.stage(recovery.start) == Stage::Complete;
     if !was_complete && !is_as_read(directory, &record)? {
         let what = format!("somebody else has just worked in {}", directory.display());
         return Err(Error::new(Code::Conflict, what).hint("run again"));
     }
-    if record.stage == Stage::Complete && !was_complete {
-        // Complete without having been started, which is asked for now.
-        record.stage = Stage::Defined;
-    }
+    record.stage = record.stage(recovery.start);
     let mut run = Run { reader, recovery, host, newer, progress, record, applied: None };
     run.go_on(jobs)?;
     let applied = run.applied;

@@ -104,7 +104,7 @@ fn ready(
         bytes += sizes.get(&disk.name).copied().unwrap_or(entry.metadata.size);
         data_bytes += data(reader.blocks(&entry)?.as_ref())?;
     }
-    let stage = record.map(|record| record.stage);
+    let stage = record.map(|record| record.stage(planned.recovery.start));
     let mut seconds = if stage.is_none_or(|stage| stage == Stage::Begun) {
         data_bytes as f64 / BYTES_PER_SECOND
     } else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::{Code, Consistency, Error, Progress, Result};
-use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine};
+use mainstay_engine::vm::{Leave, MachineBackup, MachinePoint, backup_machine, longest_unproven};
 use mainstay_repository::{Compression, PointInfo, Repository};
 use mainstay_workloads::vm::{DiskMode, DiskSnapshot, Hypervisor, MachineId};
 
@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &VmBackup, session: &mut Session) -> Done {
     let places = session.places()?;
     let share = arguments.prove.map(|percent| Ok((percent, duration(&arguments.prove_wait)?))).transpose()?;
     let request = request(arguments, session)?;
-    let scratch = match &arguments.scratch {
+    let scratch = match &arguments.how.scratch {
         Some(directory) => session.doors.directory.join(directory),
         None => std::env::temp_dir(),
     };
@@ -84,17 +84,6 @@ fn prove(
     Err(Error::new(Code::Refused, what).hint("they are there all the same; the lines above say why"))
 }
 
-/// A share of the new points, rounded up: those of the machines that were proven longest ago.
-fn longest_unproven(mut made: Vec<PointInfo>, points: &[PointInfo], percent: u8) -> Vec<PointInfo> {
-    let last_proven = |point: &PointInfo| {
-        let same = points.iter().filter(|other| other.workload.id == point.workload.id);
-        same.filter_map(|other| other.proven).max()
-    };
-    made.sort_by_cached_key(last_proven);
-    made.truncate((made.len() * usize::from(percent)).div_ceil(100));
-    made
-}
-
 /// The machines meant, each with its host and its name.
 fn choose<'a>(
     arguments: &VmBackup,
@@ -137,7 +126,7 @@ fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
         host: session.doors.host.clone(),
         name: arguments.name.clone(),
         tags: arguments.tag.clone(),
-        want: wanted(arguments.consistency),
+        want: wanted(arguments.how.consistency),
         require: arguments.require,
         full: arguments.full,
         disks: arguments.disk.clone(),
@@ -146,9 +135,9 @@ fn request(arguments: &VmBackup, session: &Session) -> Result<MachineBackup> {
             swap: arguments.leave.contains(&Left::Swap),
         },
         reread_one_in: arguments.reread,
-        scan_every: arguments.scan_every,
-        freeze_limit: duration(&arguments.freeze_limit)?,
-        trim: arguments.trim,
+        scan_every: arguments.how.scan_every,
+        freeze_limit: duration(&arguments.how.freeze_limit)?,
+        trim: arguments.how.trim,
         compression: files::compression(arguments.compression, Compression::Fast),
         jobs: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
     })

@@ -13,20 +13,20 @@ use crate::session::Session;
 
 pub(super) fn run(arguments: &VmReceive, session: &mut Session) -> Done {
     let began = session.doors.clock.monotonic();
-    let scratch = match &arguments.scratch {
+    let scratch = match &arguments.how.scratch {
         Some(directory) => session.doors.directory.join(directory),
         None => std::env::temp_dir(),
     };
     let host = hosts::open_qemu(&arguments.host, &scratch, session)?;
     let directory = session.doors.directory.join(&arguments.stage);
     let stage = Stage::new(directory.clone());
-    let want = backup::wanted(arguments.consistency);
+    let want = backup::wanted(arguments.how.consistency);
     let request = SnapshotRequest {
         want,
         hooked: want == Consistency::Application,
-        scan_every: arguments.scan_every,
-        freeze_limit: duration(&arguments.freeze_limit)?,
-        trim: arguments.trim,
+        scan_every: arguments.how.scan_every,
+        freeze_limit: duration(&arguments.how.freeze_limit)?,
+        trim: arguments.how.trim,
         // Of the first copy; the later ones know whose they are.
         ..SnapshotRequest::new(Owner { repository: random_id()?, workload: random_id()? }, random_id()?)
     };

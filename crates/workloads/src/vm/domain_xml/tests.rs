@@ -60,7 +60,7 @@ fn a_domain_is_read_into_neutral_words() {
 #[test]
 fn editing_changes_what_was_said_and_keeps_the_rest() {
     let machine = parse(XML).unwrap();
-    let same = parse(&write(&machine, &[]).unwrap()).unwrap();
+    let same = parse(&write(&machine, &[], true).unwrap()).unwrap();
     assert_eq!(Machine { raw: None, ..same }, Machine { raw: None, ..machine.clone() });
 
     let mut other = machine.clone();
@@ -73,7 +73,7 @@ fn editing_changes_what_was_said_and_keeps_the_rest() {
     other.interfaces[0].mac = Some("52:54:00:00:00:99".into());
     other.interfaces[0].network = Some("bridge:lab".into());
     let place = DiskPlace { name: "vda".into(), path: "/new & /a.raw".into(), format: "raw".into() };
-    let text = write(&other, std::slice::from_ref(&place)).unwrap();
+    let text = write(&other, std::slice::from_ref(&place), true).unwrap();
     let mut read = parse(&text).unwrap();
     (other.disks[0].source, other.disks[0].format) = ("/new & /a.raw".into(), "raw".into());
     (other.raw, read.raw) = (None, None);
@@ -93,10 +93,16 @@ fn a_machine_of_another_vendor_becomes_a_plain_domain() {
     machine.disks.truncate(1);
     machine.firmware = Firmware::Bios;
     let place = DiskPlace { name: "vda".into(), path: "/x.qcow2".into(), format: "qcow2".into() };
-    let read = parse(&write(&machine, &[place]).unwrap()).unwrap();
-    assert_eq!((read.name, read.cpus, read.memory), (machine.name, machine.cpus, machine.memory));
+    let read = parse(&write(&machine, &[place], true).unwrap()).unwrap();
+    assert_eq!((read.name, read.cpus, read.memory), (machine.name.clone(), machine.cpus, machine.memory));
     assert_eq!(read.disks[0].source, "/x.qcow2");
     assert_eq!(read.interfaces[0].mac, machine.interfaces[0].mac);
+
+    // Where KVM does not work there is no host's processor to pass on.
+    machine.cpu_model = Some("host".into());
+    let with = |kvm| write(&machine, &[], kvm).unwrap();
+    assert!(with(true).contains("type='kvm'") && with(true).contains("host-passthrough"));
+    assert!(with(false).contains("<domain type='qemu'>") && with(false).contains("mode='maximum'"));
 }
 
 /// A document with everything that a plain change of shape would leave behind.
@@ -124,7 +130,7 @@ const RICH: &str = "<domain type='kvm'><name>db</name><uuid>1b2c3d4e-0000-4000-8
 fn what_is_not_changed_stays_to_the_letter() {
     for text in [XML, RICH] {
         let machine = parse(text).unwrap();
-        assert_eq!(write(&machine, &[]).unwrap(), text.replace(" id='7'", " "));
+        assert_eq!(write(&machine, &[], true).unwrap(), text.replace(" id='7'", " "));
     }
 }
 
@@ -133,12 +139,12 @@ fn another_shape_leaves_nothing_behind_that_was_meant_for_the_old_one() {
     let machine = parse(RICH).unwrap();
     let mut other = machine.clone();
     (other.cpus, other.memory, other.cpu_model) = (Some(2), Some(1 << 30), Some("Haswell".into()));
-    let text = write(&Machine { cpu_model: machine.cpu_model.clone(), ..other.clone() }, &[]).unwrap();
+    let text = write(&Machine { cpu_model: machine.cpu_model.clone(), ..other.clone() }, &[], true).unwrap();
     for gone in ["current=", "<vcpus>", "vcpupin", "topology", "<numa>", "unit='GiB'"] {
         assert!(!text.contains(gone), "{gone}: {text}");
     }
     assert!(text.contains("<shares>7</shares>") && text.contains("<model>qemu64</model>"), "{text}");
-    let read = parse(&write(&other, &[]).unwrap()).unwrap();
+    let read = parse(&write(&other, &[], true).unwrap()).unwrap();
     assert_eq!(
         (read.cpus, read.memory, read.cpu_model.as_deref()),
         (Some(2), Some(1 << 30), Some("Haswell"))
@@ -160,7 +166,7 @@ fn disks_and_networks_are_plugged_into_what_is_asked_for() {
         path: format!("/new/{name}").into(),
         format: "qcow2".into(),
     });
-    let text = write(&machine, &places).unwrap();
+    let text = write(&machine, &places, true).unwrap();
     for gone in ["auth", "rbd", "slot=", "network='default'", "00:01", "openvswitch", "tap3", "br0"] {
         assert!(!text.contains(gone), "{gone}: {text}");
     }
@@ -178,7 +184,7 @@ fn disks_and_networks_are_plugged_into_what_is_asked_for() {
     assert_eq!(read.interfaces[0].network.as_deref(), Some("network:lab"));
     assert_eq!(read.interfaces[0].mac, machine.interfaces[1].mac);
     machine.interfaces[1].network = Some("user".into());
-    let text = write(&machine, &places).unwrap();
+    let text = write(&machine, &places, true).unwrap();
     assert!(text.contains("<interface type='user'><mac address='52:54:00:00:00:02'/>"), "{text}");
 }
 
@@ -188,7 +194,7 @@ fn another_machine_shares_nothing_with_the_first() {
     machine.id = MachineId("1b2c3d4e-0000-4000-8000-0000000000ff".into());
     machine.name = "db2".into();
     machine.firmware = Firmware::Uefi { loader: None, nvram: None, secure_boot: false };
-    let text = write(&machine, &[]).unwrap();
+    let text = write(&machine, &[], true).unwrap();
     let old =
         ["0000009<", "00000000000a", "/run/db.agent", "'/log/db'", "5901", "address='9'", "/vars/", "tap3"];
     for gone in old {
@@ -200,7 +206,7 @@ fn another_machine_shares_nothing_with_the_first() {
         assert!(text.contains(there), "{there}: {text}");
     }
     machine.firmware = Firmware::Uefi { loader: None, nvram: Some("/new/vars".into()), secure_boot: false };
-    assert!(write(&machine, &[]).unwrap().contains("<nvram>/new/vars</nvram>"));
+    assert!(write(&machine, &[], true).unwrap().contains("<nvram>/new/vars</nvram>"));
 }
 
 /// The neutral document and the vendor's come out of a point, which somebody else may have written.
@@ -218,13 +224,13 @@ fn hostile_words_stay_words() {
     let place = DiskPlace { name: "vda".into(), path: evil.into(), format: evil.into() };
     for raw in [machine.raw.clone(), None] {
         machine.raw = raw;
-        let text = write(&machine, std::slice::from_ref(&place)).unwrap();
+        let text = write(&machine, std::slice::from_ref(&place), true).unwrap();
         let read = parse(&text).unwrap();
         assert_eq!((read.name.as_str(), read.disks.len(), read.interfaces.len()), (evil, 2, 2), "{text}");
         assert_eq!(read.interfaces[0].network, machine.interfaces[0].network);
     }
     machine.raw = Some(RawDocument { kind: RawKind::LibvirtXml, text: b"<domain><name>\xff".to_vec() });
-    assert_eq!(write(&machine, &[]).unwrap_err().code(), mainstay_core::Code::Integrity);
+    assert_eq!(write(&machine, &[], true).unwrap_err().code(), mainstay_core::Code::Integrity);
     for text in ["", "{", "[]", "{\"version\":1}", "{\"version\":1,\"disks\":[{}]}"] {
         let error = Machine::from_json(text.as_bytes()).unwrap_err();
         assert_eq!(error.code(), mainstay_core::Code::Integrity, "{text}");

@@ -14,11 +14,13 @@ use crate::vm::machine::{Firmware, Interface, Machine, MachineDisk, RawKind};
 /// are left out. With another id than the document's it is another machine, and shares no socket, port or log with the
 /// first.
 ///
+/// `kvm` says whether the host's KVM works; a captured document of libvirt's says itself what it runs on.
+///
 /// Errors: [`mainstay_core::Code::Integrity`] for a document that makes no sense.
-pub(in crate::vm) fn write(machine: &Machine, places: &[DiskPlace]) -> Result<String> {
+pub(in crate::vm) fn write(machine: &Machine, places: &[DiskPlace], kvm: bool) -> Result<String> {
     let raw = match &machine.raw {
         Some(raw) if raw.kind == RawKind::LibvirtXml => String::from_utf8_lossy(&raw.text).into_owned(),
-        _ => skeleton(machine),
+        _ => skeleton(machine, kvm),
     };
     let document = open(&raw)?;
     let domain = document.root_element();
@@ -28,7 +30,8 @@ pub(in crate::vm) fn write(machine: &Machine, places: &[DiskPlace]) -> Result<St
     }
     edits.set_text(domain, "name", &machine.name);
     edits.set_text(domain, "uuid", &machine.id.0);
-    write_shape(&mut edits, domain, machine);
+    let emulated = domain.attribute("type") == Some("qemu");
+    write_shape(&mut edits, domain, machine, emulated);
     write_firmware(&mut edits, domain, machine);
     if let Some(devices) = child(domain, "devices") {
         write_disks(&mut edits, devices, machine, places);
@@ -39,7 +42,7 @@ pub(in crate::vm) fn write(machine: &Machine, places: &[DiskPlace]) -> Result<St
     Ok(edits.apply(&raw))
 }
 
-fn write_shape(edits: &mut Edits, domain: Node<'_, '_>, machine: &Machine) {
+fn write_shape(edits: &mut Edits, domain: Node<'_, '_>, machine: &Machine, emulated: bool) {
     let known = text_of(domain, "vcpu");
     let cpus = machine.cpus.map(|cpus| cpus.to_string()).filter(|cpus| known.as_ref() != Some(cpus));
     let node = child(domain, "memory");
@@ -72,6 +75,8 @@ fn write_shape(edits: &mut Edits, domain: Node<'_, '_>, machine: &Machine) {
     let known = cpu.and_then(|cpu| text_of(cpu, "model").or(attribute(cpu, "mode")));
     if let Some(model) = machine.cpu_model.as_deref().filter(|model| known.as_deref() != Some(*model)) {
         let element = match model {
+            // There is no host's processor to pass on; QEMU's own with everything is the nearest.
+            "host-passthrough" | "host" if emulated => "<cpu mode='maximum'/>".into(),
             "host-passthrough" | "host-model" | "maximum" => format!("<cpu mode={}/>", quoted(model)),
             // QEMU's words for the same.
             "host" => "<cpu mode='host-passthrough'/>".into(),
@@ -280,7 +285,8 @@ fn plug(network: &str) -> (&str, Option<String>) {
 }
 
 /// A plain domain for a machine that was captured from another vendor; what the neutral words know is edited in.
-fn skeleton(machine: &Machine) -> String {
+fn skeleton(machine: &Machine, kvm: bool) -> String {
+    let kind = if kvm { "kvm" } else { "qemu" };
     let board = quoted(machine.board.as_deref().unwrap_or("q35"));
     let arch = quoted(machine.architecture.as_deref().unwrap_or("x86_64"));
     let uefi = if matches!(machine.firmware, Firmware::Uefi { .. }) { " firmware='efi'" } else { "" };
@@ -292,7 +298,7 @@ fn skeleton(machine: &Machine) -> String {
         }
     }
     format!(
-        "<domain type='kvm'><name/><memory unit='MiB'>1024</memory><vcpu>1</vcpu>\
+        "<domain type='{kind}'><name/><memory unit='MiB'>1024</memory><vcpu>1</vcpu>\
          <os{uefi}><type arch={arch} machine={board}>hvm</type>{kernel}</os><features><acpi/></features><devices>\
          <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
          <serial type='pty'/></devices></domain>"

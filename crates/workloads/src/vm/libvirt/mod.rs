@@ -6,6 +6,7 @@
 mod snapshot;
 mod virsh;
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,9 @@ use super::hypervisor::{
     BitmapSeen, Caps, DiskPlace, DiskSummary, Hypervisor, MachineId, MachineSnapshot, MachineState,
     MachineSummary, SnapshotRequest, SnapshotSeen, Swept,
 };
-use super::machine::Machine;
+use super::machine::{Machine, RawKind};
 use super::offline::{self, Offline};
-use super::qemu::{Link, PREFIX};
+use super::qemu::{Link, PREFIX, kvm_works};
 use super::run_dir::{self, tag};
 use super::watch::RESERVE;
 use virsh::{ANSWER, Virsh};
@@ -71,6 +72,16 @@ impl LibvirtHost {
     pub fn scratch_reserve(mut self, bytes: u64) -> Self {
         self.reserve = bytes;
         self
+    }
+
+    /// Tries KVM out, in a directory that nobody else gets at.
+    fn kvm_works(&self) -> Result<bool> {
+        let directory = self.scratch.join(format!("mainstay-probe-{:016x}", tag()));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&directory);
+        made.map_err(|error| Error::io(format!("cannot make {}", directory.display()), error))?;
+        let works = kvm_works(&directory);
+        let _left = std::fs::remove_dir_all(&directory);
+        Ok(works)
     }
 
     /// Whether the paths of its machines name files of this computer.
@@ -233,7 +244,8 @@ impl Hypervisor for LibvirtHost {
     }
 
     fn define(&self, machine: &Machine, disks: &[DiskPlace], start: bool) -> Result<MachineId> {
-        let text = mark_as_made(&write(machine, disks)?)?;
+        let own = machine.raw.as_ref().is_some_and(|raw| raw.kind == RawKind::LibvirtXml);
+        let text = mark_as_made(&write(machine, disks, own || self.kvm_works()?)?)?;
         let path = self.scratch.join(format!("mainstay-define-{:016x}.xml", tag()));
         let written = write_secretly(&path, &text);
         let defined = written.and_then(|()| self.virsh.run(&["define", "--", &path.to_string_lossy()]));

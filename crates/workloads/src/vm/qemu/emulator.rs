@@ -449,7 +449,7 @@ pub(super) fn firmware(firmware: &Firmware, add: &mut impl FnMut(&str, String)) 
 
 /// Boots a sector that counts and then switches the machine off. A device file proves nothing: there are hosts that
 /// offer it and take minutes for what should take milliseconds.
-pub(super) fn kvm_works(directory: &Path) -> bool {
+pub(in crate::vm) fn kvm_works(directory: &Path) -> bool {
     const COUNT: &[u8] = &[
         0x66, 0xB9, 0x00, 0x00, 0x40, 0x00, // mov ecx, 0x400000
         0x66, 0x49, // dec ecx

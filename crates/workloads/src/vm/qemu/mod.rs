@@ -37,6 +37,7 @@ use super::qmp::Qmp;
 use super::run_dir;
 use super::watch::RESERVE;
 
+pub(super) use emulator::kvm_works;
 pub use emulator::{Accelerator, Emulator, EmulatorPlan, is_home, overlay};
 pub use link::Link;
 pub use place::{Place, Run};

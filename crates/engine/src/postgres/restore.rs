@@ -29,6 +29,19 @@ pub fn restore_cluster(
     to: &Path,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
+    write_out(repository, plan, to, progress).map_err(|error| match (error.code(), error.next_step()) {
+        (Code::Io | Code::NotFound, None) => error.hint("name a place that can be written to: --to"),
+        (Code::Full, None) => error.hint("make room, remove what was written, and restore again"),
+        _ => error,
+    })
+}
+
+fn write_out(
+    repository: &Repository,
+    plan: &ClusterPlan,
+    to: &Path,
+    progress: &Arc<dyn Progress>,
+) -> Result<Restored> {
     let mut restored = write_files(repository, plan, to, OwnerRule::default(), progress)?;
     let reader = repository.read(&plan.point.id)?;
     let beside = configuration_of(to);

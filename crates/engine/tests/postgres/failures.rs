@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_core::{Code, Error};
-use mainstay_engine::postgres::backup_cluster;
+use mainstay_engine::postgres::{Until, backup_cluster, plan_cluster, restore_cluster};
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
 use mainstay_testkit::lab::{Postgres, PostgresPlan};
@@ -64,6 +64,19 @@ fn a_full_repository_makes_no_point_and_with_room_again_the_next_run_does() {
     assert!(repository.points().unwrap().is_empty());
     store.heal();
     back_up(&repository, &server);
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_to_is_told_of() {
+    let server = Postgres::start(&PostgresPlan::default()).unwrap();
+    let repository = repository();
+    let made = back_up(&repository, &server);
+    let plan = plan_cluster(&repository, &made.point.workload.id, Until::End).unwrap();
+    // Nobody makes a directory there, not even root.
+    let to = std::path::Path::new("/sys/kernel/mainstay-again");
+    let error = restore_cluster(&repository, &plan, to, &progress()).err().unwrap();
+    says(&error, Code::Io, "--to");
+    assert!(!to.exists());
 }
 
 #[test]

@@ -74,7 +74,14 @@ fn a_log_that_the_server_no_longer_has_is_a_hole_with_a_reason_and_the_next_back
     let plan = |until| plan_cluster(&repository, workload, until);
     assert_eq!(plan(Until::End).unwrap().point.id, second.point.id);
     let within = Lsn(Lsn::from_position(&holes[0].start).unwrap().0 + 1);
-    assert_eq!(plan(Until::Lsn(within)).err().map(|error| error.code()), Some(Code::NotFound));
+    let error = plan(Until::Lsn(within)).err().unwrap();
+    assert_eq!(error.code(), Code::NotFound);
+    let place = |position| Lsn::from_position(position).unwrap().to_string();
+    let nearest = format!("{} and {}", place(&holes[0].start), place(&second.point.position));
+    assert!(error.next_step().unwrap().contains(&nearest), "{error:?}: {:?}", error.next_step());
+    let between = first.point.moment.plus(std::time::Duration::from_nanos(1)).max(holes[0].after.unwrap());
+    let error = plan(Until::Time(between.plus(std::time::Duration::from_nanos(1)))).err().unwrap();
+    assert!(error.next_step().unwrap().contains("the nearest that can be are 20"), "{:?}", error.next_step());
     let directory = directory();
     let to = directory.path().join("again");
     restore(&repository, workload, Until::End, &to);

@@ -66,3 +66,18 @@ impl Cluster {
             .hint("servers from version 15 on can be backed up"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mainstay_core::Code;
+
+    use super::Cluster;
+
+    #[test]
+    fn a_server_that_is_too_old_is_told_which_are_not() {
+        Cluster::check_version("15.4", 150_004).unwrap();
+        let error = Cluster::check_version("14.11", 140_011).unwrap_err();
+        assert_eq!(error.code(), Code::Unsupported);
+        assert!(error.what().contains("14.11") && error.next_step().unwrap().contains("15"), "{error:?}");
+    }
+}

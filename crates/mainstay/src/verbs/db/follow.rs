@@ -22,6 +22,15 @@ pub(super) fn run(arguments: &DbFollow, session: &mut Session) -> Done {
     let repository = files::open(session, &places, false)?;
     let dial = |replication| server.dial(replication);
     let workload = workload(&server.name, &dial)?;
+    if arguments.server.slot.is_some() && max_lag.is_none() {
+        let most = dial(true)?.value("SHOW max_slot_wal_keep_size")?;
+        if most == "-1" {
+            session.report.note(
+                "the slot may keep log until the server's disk is full, should nobody follow: \
+                 ALTER SYSTEM SET max_slot_wal_keep_size = '10GB', or --max-slot-lag",
+            );
+        }
+    }
     session.report.line(&Line::Following(Following {
         workload: server.name.clone(),
         server: server.address.display(),

@@ -20,6 +20,7 @@ mod timeline;
 mod tls;
 mod wal;
 mod watch;
+pub mod walread;
 mod wire;
 
 pub use address::{Address, Place};

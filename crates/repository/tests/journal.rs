@@ -84,6 +84,12 @@ fn what_goes_in_comes_out_from_any_position() {
     let times = || wanted.iter().filter_map(|change| change.time);
     assert_eq!((stretches[0].first, stretches[0].last), (times().min(), times().max()));
     assert_eq!(journal.holes(), []);
+    assert_eq!(journal.since(times().max().unwrap()), None);
+    assert_eq!(journal.since(Time::from_seconds(0)), Some(wanted[0].start.clone()));
+    assert_eq!(
+        (journal.bytes_before(&wanted[0].end), journal.bytes_before(&wanted[39].end)),
+        (0, stretches[0].bytes)
+    );
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod push;
 mod restore;
 mod segments;
 mod standby;
+mod stops;
 mod trim;
 
 pub use backup::{ClusterBackup, ClusterPoint, Dial, backup_cluster, workload};

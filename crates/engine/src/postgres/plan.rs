@@ -7,8 +7,8 @@ use mainstay_core::{Code, Error, ItemPath, Piece, PointId, Position, Result, Tim
 use mainstay_repository::{Journal, PointInfo, PointReader, Repository, Stretch};
 use mainstay_workloads::postgres::{CLUSTER, Cluster, History, KIND, Lsn};
 
-use super::history;
 use super::lines::{Leg, Run, runs};
+use super::{history, stops};
 
 /// No description of a cluster is longer.
 const CLUSTER_BYTES_MAX: usize = 16 << 20;
@@ -162,6 +162,9 @@ pub fn plan_cluster_on(
             let (point, legs) = (point.clone(), legs.to_vec());
             let cluster = clusters.remove(&point.id).ok_or_else(|| Error::bug("a point has gone"))?;
             let histories = history::all(&journals, workload)?;
+            // A server that comes to the end of its log before it was to stop refuses to start.
+            let comes = stops::comes(&journals, &legs, cluster.segment_bytes, &until)?;
+            let until = if comes { until } else { Until::End };
             let journals = Arc::new(journals);
             return Ok(ClusterPlan { point, cluster, until, legs, histories, journals });
         }

@@ -67,7 +67,8 @@ pub(crate) fn directory() -> TempDir {
 /// Writes it out; nothing may be missing.
 #[track_caller]
 pub(crate) fn restore(repository: &Repository, workload: &WorkloadId, until: Until, to: &Path) {
-    let plan = plan_cluster(repository, workload, until).unwrap();
+    let plan = plan_cluster(repository, workload, until.clone());
+    let plan = plan.map_err(|error| format!("{until:?}: {error:?}; {:?}", error.next_step())).unwrap();
     let restored = restore_cluster(repository, &plan, to, &progress()).unwrap();
     assert_eq!(restored.counts.skipped, 0, "{:?}", restored.skips);
 }

@@ -1,11 +1,12 @@
 //! Points, and recovery to any place of the log behind them.
 
-use mainstay_core::Code;
+use mainstay_core::{Clock as _, Code};
 use mainstay_engine::postgres::{Until, plan_cluster};
+use mainstay_testkit::RealClock;
 use mainstay_testkit::lab::{Postgres, PostgresPlan};
 use mainstay_workloads::postgres::Lsn;
 
-use crate::common::{back_up, directory, repository, restore};
+use crate::common::{back_up, caught_up, directory, following, repository, restore};
 
 #[test]
 fn a_running_cluster_comes_back_as_it_was_at_chosen_places() {
@@ -105,4 +106,33 @@ fn recovery_stops_just_before_the_commit_of_a_transaction() {
     restore(&repository, &made.point.workload.id, Until::Transaction(transaction), &to);
     let copy = Postgres::adopt(&to).unwrap();
     assert_eq!(copy.ask("postgres", "SELECT count(*), max(n) FROM item").unwrap(), "51|51");
+}
+
+#[test]
+fn a_moment_behind_the_last_commit_is_all_of_the_log() {
+    let settings = [("wal_keep_size", "'256MB'")];
+    let server = Postgres::start(&PostgresPlan { settings: &settings, ..PostgresPlan::default() }).unwrap();
+    server.ask("postgres", "CREATE TABLE item (n int)").unwrap();
+    let repository = repository();
+    let made = back_up(&repository, &server);
+    server.ask("postgres", "INSERT INTO item VALUES (1)").unwrap();
+    let before = RealClock.now();
+    server.ask("postgres", "INSERT INTO item VALUES (2)").unwrap();
+    let behind = RealClock.now();
+    // Log without a commit, so that the journal reaches behind both.
+    server.ask("postgres", "SELECT pg_switch_wal()").unwrap();
+    server.ask("postgres", "CHECKPOINT").unwrap();
+    following(&repository, &server, None, || caught_up(&repository, &server, 1)).0.unwrap();
+    let end = repository.journals().unwrap()[0].stretches()[0].end.clone();
+    let directory = directory();
+    for (name, until, wanted) in [
+        ("behind", Until::Time(behind), "2"),
+        ("before", Until::Time(before), "1"),
+        ("end", Until::Lsn(Lsn::from_position(&end).unwrap()), "2"),
+    ] {
+        let to = directory.path().join(name);
+        restore(&repository, &made.point.workload.id, until, &to);
+        let copy = Postgres::adopt(&to).unwrap();
+        assert_eq!(copy.ask("postgres", "SELECT max(n) FROM item").unwrap(), wanted, "{name}");
+    }
 }

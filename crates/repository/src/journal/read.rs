@@ -117,6 +117,12 @@ impl Journal {
         &self.damage
     }
 
+    /// Where the first object starts that tells of a time behind `time`; `None` when there is none.
+    pub fn since(&self, time: Time) -> Option<Position> {
+        let part = self.parts.iter().find(|part| part.head.last > Some(time))?;
+        Some(part.head.start.clone())
+    }
+
     /// Content bytes of what [`Repository::trim_journal`] would give up.
     ///
     /// [`Repository::trim_journal`]: crate::Repository::trim_journal

@@ -19,8 +19,8 @@ mod tar;
 mod timeline;
 mod tls;
 mod wal;
-mod watch;
 pub mod walread;
+mod watch;
 mod wire;
 
 pub use address::{Address, Place};

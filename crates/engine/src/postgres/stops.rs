@@ -1,0 +1,78 @@
+//! Whether the log says where a recovery is to stop: a server that comes to the end of its log before that refuses to start.
+
+use mainstay_core::{Code, Position, Result};
+use mainstay_repository::Journal;
+use mainstay_workloads::postgres::Lsn;
+use mainstay_workloads::postgres::walread::{Record, WalReader};
+
+use super::lines::Leg;
+use super::plan::Until;
+
+/// Whether something in the log lies behind `until`. Without, what is wanted is all of the log. What cannot be read, the
+/// server decides.
+pub(super) fn comes(journals: &[Journal], legs: &[Leg], segment: u64, until: &Until) -> Result<bool> {
+    let is_behind: Box<dyn Fn(&Record<'_>) -> bool> = match until {
+        Until::Time(time) => {
+            let time = *time;
+            Box::new(move |record| record.ending().is_some_and(|ending| ending.time > time))
+        }
+        Until::Lsn(lsn) => {
+            let lsn = *lsn;
+            Box::new(move |record| record.start >= lsn)
+        }
+        _ => return Ok(true),
+    };
+    let mut behind = false;
+    for leg in legs {
+        let Some(journal) = journals.get(leg.journal) else { continue };
+        let Some(from) = begin(journal, leg, segment, until) else { continue };
+        match look(journal, leg, &from, segment, &*is_behind) {
+            Err(error) if matches!(error.code(), Code::Unsupported | Code::Integrity) => return Ok(true),
+            found => behind |= found?,
+        }
+        if behind {
+            break;
+        }
+    }
+    Ok(behind)
+}
+
+/// From where a leg has to be looked at; `None` when all of it lies before.
+fn begin(journal: &Journal, leg: &Leg, segment: u64, until: &Until) -> Option<Position> {
+    let at = match until {
+        Until::Time(time) => journal.since(*time)?,
+        Until::Lsn(lsn) => lsn.position(),
+        _ => return None,
+    };
+    // A record may begin before.
+    let at = Lsn::from_position(&at)?.segment_start(segment).position().max(leg.stretch.start.clone());
+    (at < leg.stretch.end).then_some(at)
+}
+
+fn look(
+    journal: &Journal,
+    leg: &Leg,
+    from: &Position,
+    segment: u64,
+    is_behind: &dyn Fn(&Record<'_>) -> bool,
+) -> Result<bool> {
+    let (mut reader, mut found) = (WalReader::new(segment), false);
+    for change in journal.read(from)? {
+        let change = change?;
+        let Some(at) = Lsn::from_position(&change.start) else { break };
+        reader.push(at, &change.bytes, &mut |record| {
+            found |= is_behind(record);
+            Ok(())
+        })?;
+        if found || change.end >= leg.stretch.end {
+            break;
+        }
+    }
+    if !found {
+        reader.finish(&mut |record| {
+            found |= is_behind(record);
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}

@@ -315,7 +315,7 @@ impl Source for Before {
 }
 
 /// Bytes in memory as a stream.
-struct Text(Arc<Vec<u8>>);
+pub(crate) struct Text(pub(crate) Arc<Vec<u8>>);
 
 impl Open for Text {
     fn open(&self) -> Result<Box<dyn StreamReader>> {

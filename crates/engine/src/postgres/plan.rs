@@ -59,6 +59,34 @@ impl ClusterPlan {
         Ok(&self.histories)
     }
 
+    /// Hands on the log from a place on, to where it ends: which leg it is of, where a piece begins, and its bytes.
+    pub(crate) fn read_log(
+        &self,
+        from: Lsn,
+        each: &mut dyn FnMut(usize, Lsn, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let place = |position: &Position| {
+            Lsn::from_position(position).ok_or_else(|| Error::integrity("a journal of another kind"))
+        };
+        for (number, leg) in self.legs.iter().enumerate() {
+            let journal = self.journals.get(leg.journal).ok_or_else(|| Error::bug("a journal has gone"))?;
+            let (from, end) = (from.position().max(leg.stretch.start.clone()), place(&leg.stretch.end)?);
+            if from >= leg.stretch.end {
+                continue;
+            }
+            for change in journal.read(&from)? {
+                let change = change?;
+                let at = place(&change.start)?;
+                let wanted = usize::try_from(end.0.saturating_sub(at.0)).unwrap_or(usize::MAX);
+                each(number, at, change.bytes.get(..wanted).unwrap_or(&change.bytes))?;
+                if change.end >= leg.stretch.end {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The timeline that recovery follows.
     pub fn timeline(&self) -> u32 {
         self.legs.last().map_or(self.cluster.start_timeline, |leg| leg.timeline)

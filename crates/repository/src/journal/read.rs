@@ -194,7 +194,7 @@ impl Journal {
     /// is damaged, with [`Code::Integrity`]. Needs the power to read.
     ///
     /// Errors: [`Code::NotFound`] when no stretch holds `from`.
-    pub fn read(&self, from: &Position) -> Result<impl Iterator<Item = Result<Change>> + '_> {
+    pub fn read<'a>(&'a self, from: &Position) -> Result<impl Iterator<Item = Result<Change>> + use<'a>> {
         let index = self.parts.partition_point(|part| part.head.end <= *from);
         if self.parts.get(index).is_none_or(|part| part.head.start > *from)
             && self.parts.last().is_none_or(|part| part.head.end != *from)

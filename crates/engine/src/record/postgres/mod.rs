@@ -3,11 +3,14 @@
 
 mod catalog;
 mod script;
+mod watch;
 
 use std::fmt::Write as _;
 
 use mainstay_core::{Error, Result};
 use mainstay_workloads::postgres::{Sql, SqlRow, text_array};
+
+pub use watch::Watch;
 
 use super::database::{Advanced, Clash, Condition, Database, Insert, Update};
 use super::definition::{Link, Triggers};

@@ -8,11 +8,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 mod copies;
 mod db;
 mod inside;
+mod record;
 mod vm;
 
 pub(crate) use copies::{DbExport, DbStandby, Drill, Moment, Offline, Open, Private};
 pub(crate) use db::{Db, DbBackup, DbFetchWal, DbFollow, DbPushWal, DbRestore, DbStatus, Server};
 pub(crate) use inside::{Inside, Within};
+pub(crate) use record::{Fire, Record, RecordDefine, RecordErased, RecordFind, RecordRestore};
 pub(crate) use vm::{
     Accel, Left, Level, Shape, Vm, VmBackup, VmIgnore, VmList, VmProve, VmReceive, VmRecover, VmRestore,
     VmRun,
@@ -115,6 +117,9 @@ pub(crate) enum Verb {
     Open(Open),
     /// Prove by a private copy that a database can be recovered
     Drill(Drill),
+    /// One record: when it was deleted, and back into the live database
+    #[command(subcommand)]
+    Record(Record),
     /// Manage keys, the recovery kit and writers
     #[command(subcommand)]
     Key(Key),

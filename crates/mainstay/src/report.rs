@@ -5,6 +5,7 @@ pub(crate) mod human;
 pub mod lines;
 pub mod machines;
 mod progress;
+pub mod records;
 pub mod recovery;
 pub mod sprawl;
 mod text;

@@ -48,6 +48,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> Done {
         Verb::Db(verb) => db::run(verb, session),
         Verb::Open(arguments) => db::open::run(&arguments, session),
         Verb::Drill(arguments) => db::drill::run(&arguments, session),
+        Verb::Record(verb) => db::record::run(verb, session),
         Verb::Key(verb) => key::run(verb, session),
         Verb::Completions { shell } => pages::completions(shell, session),
         Verb::Man { directory } => pages::man(&directory, session),

@@ -16,6 +16,7 @@ mod order;
 mod plan;
 pub mod postgres;
 mod receipt;
+mod tree;
 
 pub use apply::{Applied, apply};
 pub use both::Both;

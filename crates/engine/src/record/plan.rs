@@ -119,12 +119,18 @@ impl Plan {
         self.inserts() == 0 && self.relinks.is_empty() && self.columns.is_none()
     }
 
-    /// Whether another plan does the same.
+    /// Whether another plan does the same. What stays as it is may have changed between the two.
     pub fn does_as(&self, other: &Self) -> bool {
-        self.members == other.members
-            && self.steps == other.steps
-            && self.relinks == other.relinks
-            && self.columns == other.columns
+        let same = |(one, other): (&Member, &Member)| {
+            (one.table, &one.row, one.fate.name()) == (other.table, &other.row, other.fate.name())
+        };
+        let relinks = |plan: &Self| -> Vec<(usize, Vec<usize>, Row)> {
+            let all = plan.relinks.iter().chain(&plan.columns);
+            all.map(|relink| (relink.table, relink.set.clone(), relink.values.clone())).collect()
+        };
+        self.members.len() == other.members.len()
+            && self.members.iter().zip(&other.members).all(same)
+            && relinks(self) == relinks(other)
             && self.blocked == other.blocked
             && self.schema == other.schema
     }

@@ -12,7 +12,7 @@ use mainstay_workloads::files;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{databases, machines, recovery, sprawl};
+use super::{databases, machines, records, recovery, sprawl};
 
 /// One line of output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -114,6 +114,18 @@ pub enum Line {
     Slot(databases::Slot),
     /// Log that no point needs any more was given up, or would be.
     Trimmed(databases::Trimmed),
+    /// Something that happened to a row.
+    RecordEvent(records::RecordEvent),
+    /// What was looked at for that.
+    RecordHistory(records::RecordHistory),
+    /// What a restore of a record does, or would do.
+    RecordPlan(Box<records::RecordPlan>),
+    /// A record is back.
+    RecordRestored(records::RecordRestored),
+    /// A definition or a script.
+    RecordText(records::RecordText),
+    /// A row that may never come back.
+    ErasedRow(records::ErasedRow),
     /// A point was proven.
     Proven(machines::Proven),
     /// A point was to be proven, and was not.

@@ -13,10 +13,10 @@ use super::lines::{
     Skipped, Totals, Verified, WouldBackUp,
 };
 use super::machines::{
-    CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachinePutBack, MachineReceived,
-    MachineRecovered, MachineRestored, MachineRunning, Proven, Unproven,
+    CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachineHome, MachinePutBack,
+    MachineReceived, MachineRecovered, MachineRestored, MachineRunning, Proven, Unproven,
 };
-use super::{recovery, sprawl};
+use super::{records, recovery, sprawl};
 
 /// Digits of an id that people see; enough to name it again.
 const ID_SHOWN: usize = 8;
@@ -61,9 +61,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::MachinePutBack(put) => machine_put_back(put),
         Line::MachineRecovered(recovered) => machine_recovered(recovered),
         Line::MachineRunning(running) => machine_running(running),
-        Line::MachineHome(home) => {
-            format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
-        }
+        Line::MachineHome(home) => machine_home(home),
         Line::ClusterCaptured(_)
         | Line::ClusterRestored(_)
         | Line::DatabaseRestored(_)
@@ -75,6 +73,12 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         | Line::Drilled(_)
         | Line::Slot(_)
         | Line::Trimmed(_) => return databases::line(line, zone),
+        Line::RecordEvent(_)
+        | Line::RecordHistory(_)
+        | Line::RecordPlan(_)
+        | Line::RecordRestored(_)
+        | Line::RecordText(_)
+        | Line::ErasedRow(_) => return records::line(line, zone),
         Line::Proven(proof) => proven(proof),
         Line::Unproven(proof) => unproven(proof),
         Line::Note(_) | Line::Failed(_) | Line::Content(_) => return None,
@@ -623,6 +627,10 @@ pub(super) fn skip(skipped: &Skipped) -> String {
 
 pub(super) fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+fn machine_home(home: &MachineHome) -> String {
+    format!("the disks are in {} · {}\n", clean(&home.directory), seconds(home.seconds))
 }
 
 fn short(id: &str) -> String {

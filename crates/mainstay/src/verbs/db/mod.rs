@@ -9,6 +9,7 @@ mod moment;
 mod offline;
 pub(super) mod open;
 mod push;
+pub(super) mod record;
 pub(super) mod restore;
 mod server;
 mod sqlite;

@@ -77,13 +77,17 @@ fn pgpass(path: &Path, address: &Address, user: &str) -> Result<Option<Zeroizing
         Place::Socket(_) => "localhost".to_owned(),
         Place::Host(host) => host.clone(),
     };
-    let wanted = [host.as_bytes(), address.port.to_string().as_bytes(), b"replication", user.as_bytes()]
-        .map(<[u8]>::to_vec);
+    // One that is meant for the database is as good as one that is meant for replication.
+    let database = address.database.clone().unwrap_or_else(|| user.to_owned());
+    let port = address.port.to_string();
+    let wanted = [b"replication", database.as_bytes()]
+        .map(|database| [host.as_bytes(), port.as_bytes(), database, user.as_bytes()].map(<[u8]>::to_vec));
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"#")) {
         let fields = fields(line);
         let [.., password] = fields.as_slice() else { continue };
         let fits = |(field, wanted): (&Zeroizing<Vec<u8>>, &Vec<u8>)| **field == *b"*" || **field == *wanted;
-        if fields.len() == 5 && fields.iter().zip(&wanted).all(fits) {
+        let all = |wanted: &[Vec<u8>; 4]| fields.iter().zip(wanted).all(fits);
+        if fields.len() == 5 && wanted.iter().any(all) {
             return Ok(Some(password.clone()));
         }
     }

@@ -136,7 +136,7 @@ fn log(level: &str) -> (Vec<u8>, u64, Vec<String>) {
     names.sort();
     let bytes = names.iter().flat_map(|name| std::fs::read(at.join(name)).unwrap()).collect();
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
-    let begin = number(&start[8..16]) << 32 | number(&start[16..24]) * SEGMENT;
+    let begin = (number(&start[8..16]) << 32) | (number(&start[16..24]) * SEGMENT);
     (bytes, begin, dumped)
 }
 

@@ -1,7 +1,6 @@
 //! Single records of a real cluster, by the real program: found in the log, brought back, taken back.
 
 #![cfg(test)]
-#![expect(clippy::disallowed_methods, reason = "these tests start the program")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};

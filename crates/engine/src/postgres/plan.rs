@@ -40,6 +40,9 @@ pub struct ClusterPlan {
     pub(super) journals: Arc<Vec<Journal>>,
 }
 
+/// Takes a piece of log: which leg it is of, where it begins, its bytes.
+type Pieces<'a> = dyn FnMut(usize, Lsn, &[u8]) -> Result<()> + 'a;
+
 impl ClusterPlan {
     /// Where the log is read from, and each timeline that it runs through.
     pub(super) fn start(&self) -> Result<Lsn> {
@@ -59,12 +62,8 @@ impl ClusterPlan {
         Ok(&self.histories)
     }
 
-    /// Hands on the log from a place on, to where it ends: which leg it is of, where a piece begins, and its bytes.
-    pub(crate) fn read_log(
-        &self,
-        from: Lsn,
-        each: &mut dyn FnMut(usize, Lsn, &[u8]) -> Result<()>,
-    ) -> Result<()> {
+    /// Hands on the log from a place on, to where it ends.
+    pub(crate) fn read_log(&self, from: Lsn, each: &mut Pieces<'_>) -> Result<()> {
         let place = |position: &Position| {
             Lsn::from_position(position).ok_or_else(|| Error::integrity("a journal of another kind"))
         };

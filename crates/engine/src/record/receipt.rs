@@ -7,7 +7,7 @@ use mainstay_core::{
     Body, Captured, Clock, Consistency, Error, Item, ItemPath, Kind, Metadata, Next, PointId, Position,
     Progress, Result, Source, Stamp, WorkloadKind, WorkloadRef,
 };
-use mainstay_repository::{Parent, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, Repository, WriteRequest};
 use serde::Serialize;
 
 use super::apply::Applied;
@@ -104,6 +104,7 @@ pub fn store(
         parent: Parent::None,
         progress: Arc::clone(progress),
         jobs: 1,
+        compression: Compression::default(),
     })?;
     let items = vec![
         item("applied.sql", receipt.script.as_bytes().to_vec())?,

@@ -9,8 +9,8 @@ use mainstay_engine::vm::machine_tag;
 use super::databases;
 use super::human::{Align, bytes, count, counted, duration, table as columns};
 use super::lines::{
-    BackedUp, Changes, Collected, Expired, Found, Hold, Item, Line, Mounted, Point, RestorePlan, Restored,
-    Skipped, Totals, Verified, WouldBackUp,
+    BackedUp, Changes, Collected, Damage, Expired, Found, Hold, Item, Line, Mounted, Point, RestorePlan,
+    Restored, Skipped, Totals, Verified, WouldBackUp,
 };
 use super::machines::{
     CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachineHome, MachinePutBack,
@@ -37,11 +37,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Restored(done) => restored(done),
         Line::Mounted(done) => mounted(done),
         Line::Verified(done) => verified(done),
-        Line::Damage(damage) => {
-            let place = [&damage.path, &damage.point].into_iter().flatten();
-            let place: String = place.map(|place| format!(" · {}", clean(place))).collect();
-            format!("damage: {}{place}\n", clean(&damage.what))
-        }
+        Line::Damage(found) => damage(found),
         Line::Expired(done) => expired(done),
         Line::Collected(done) => collected(done),
         Line::Repository(repository) => format!(
@@ -95,6 +91,12 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             return table(std::slice::from_ref(line), zone);
         }
     })
+}
+
+fn damage(damage: &Damage) -> String {
+    let place = [&damage.path, &damage.point].into_iter().flatten();
+    let place: String = place.map(|place| format!(" · {}", clean(place))).collect();
+    format!("damage: {}{place}\n", clean(&damage.what))
 }
 
 /// What became, or would become, of a path.

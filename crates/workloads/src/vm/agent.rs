@@ -8,7 +8,7 @@ use std::time::Duration;
 use mainstay_core::{Code, Error, Result};
 use serde_json::{Value, json};
 
-use super::channel::{Channel, Limit, clean, line_of};
+use super::channel::{Channel, Limit, clean, line_of, part};
 use super::endpoint::Endpoint;
 use super::run_dir::tag;
 
@@ -143,13 +143,13 @@ impl Agent {
 
     fn answer(&mut self, command: &str, limit: &Limit) -> Result<Value> {
         let Some(line) = self.channel.line(limit)? else { return Err(self.silent(limit)) };
-        let mut answer: Value = serde_json::from_slice(&line)
+        let answer: Value = serde_json::from_slice(&line)
             .map_err(|error| Error::new(Code::Io, "the guest agent speaks no JSON").because(error))?;
         if let Some(error) = answer.get("error") {
             let words = clean(error["desc"].as_str().unwrap_or("no reason given"));
             return Err(Error::new(Code::Io, format!("the guest agent refused {command}: {words}")));
         }
-        Ok(answer["return"].take())
+        Ok(part(answer, "return"))
     }
 
     fn silent(&self, limit: &Limit) -> Error {
@@ -217,4 +217,24 @@ fn sync() -> (Vec<u8>, u64) {
     let number = tag() >> 16;
     let message = json!({ "execute": "guest-sync-delimited", "arguments": { "id": number } });
     ([&[DELIMITER], line_of(&message).as_slice()].concat(), number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use serde_json::{Value, json};
+
+    use super::{ANSWER, Agent};
+
+    #[test]
+    fn an_answer_that_is_no_object_holds_nothing() {
+        for line in ["7", "[]", "\"return\"", "null", "{}"] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(format!("{line}\n").as_bytes()).unwrap();
+            let mut agent = Agent::over(ours).unwrap();
+            assert_eq!(agent.run("guest-info", json!({}), ANSWER).unwrap(), Value::Null, "{line}");
+        }
+    }
 }

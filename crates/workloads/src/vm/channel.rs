@@ -236,6 +236,11 @@ pub(super) fn line_of(message: &Value) -> Vec<u8> {
     format!("{message}\n").into_bytes()
 }
 
+/// What an answer holds under a name; nothing if it is no object, since the other side may say anything.
+pub(super) fn part(mut answer: Value, name: &str) -> Value {
+    answer.get_mut(name).map(Value::take).unwrap_or_default()
+}
+
 /// Such a socket speaks to one client at a time.
 pub(super) fn busy(peer: &str) -> Error {
     let what = format!("{peer} does not answer: somebody else speaks to it");

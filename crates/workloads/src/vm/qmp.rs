@@ -8,7 +8,7 @@ use mainstay_core::{Code, Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::channel::{Channel, Limit, busy, clean, line_of};
+use super::channel::{Channel, Limit, busy, clean, line_of, part};
 use super::endpoint::Endpoint;
 
 /// The longest answer that is accepted, in bytes: the description of every node of a large machine.
@@ -61,7 +61,7 @@ impl Qmp {
         let message = json!({ "execute": command, "arguments": arguments, "id": id });
         self.channel.send(&line_of(&message), &limit)?;
         loop {
-            let mut answer = match self.receive(&limit)? {
+            let answer = match self.receive(&limit)? {
                 Received::Answer(answer) => answer,
                 Received::Event => continue,
                 Received::Late => {
@@ -76,7 +76,7 @@ impl Qmp {
                 let words = clean(error["desc"].as_str().unwrap_or("no reason given"));
                 return Err(Error::new(Code::Io, format!("QEMU refused {command}: {words}")));
             }
-            return Ok(answer["return"].take());
+            return Ok(part(answer, "return"));
         }
     }
 
@@ -109,7 +109,7 @@ impl Qmp {
         let wanted = |event: &Value| event["event"].as_str() == Some(name) && matches(&event["data"]);
         loop {
             if let Some(at) = self.events.iter().position(wanted) {
-                return Ok(self.events.remove(at).map(|mut event| event["data"].take()));
+                return Ok(self.events.remove(at).map(|event| part(event, "data")));
             }
             if matches!(self.receive(&limit)?, Received::Late) {
                 return Ok(None);

@@ -14,6 +14,7 @@ use std::time::Duration;
 use mainstay_core::{Clock, Code, Consistency, Error, Result};
 use serde_json::{Value, json};
 
+use super::channel::part;
 use super::domain_xml::{made_here, mark_as_made, parse, parse_live, write};
 use super::guard::GuardProgram;
 use super::hypervisor::{
@@ -290,9 +291,9 @@ impl Hypervisor for LibvirtHost {
         let seconds = limit.as_secs().max(1).to_string();
         let words = ["qemu-agent-command", "--domain", &machine.0, "--timeout", &seconds, "--cmd", &message];
         let text = self.virsh.run_within(limit + ANSWER, &words)?;
-        let mut answer: Value = serde_json::from_str(&text)
+        let answer: Value = serde_json::from_str(&text)
             .map_err(|error| Error::new(Code::Io, "the guest agent speaks no JSON").because(error))?;
-        Ok(answer["return"].take())
+        Ok(part(answer, "return"))
     }
 
     fn sweep(&self) -> Result<Swept> {

@@ -32,6 +32,7 @@ Writes a Markdown table and the raw figures as JSON lines. Takes some minutes an
   --machines          images of machines instead: what three similar ones take, what a running one costs beside
                       virtnbdbackup and qemu-img, boots from the repository, files out of an image; needs root and
                       about 5 GiB, in a tmpfs if --work is one
+  --program FILE      with --machines: the mainstay to measure (default: a release build of this checkout)
   --size small|full   256/512/3x512/256 MiB, or the published 700/1024/3x1024/512 (default: small)
   --sets abcd         which data sets (default: all)
   --peers LIST        which tools, by comma: mainstay,restic,borg (default: all)
@@ -40,7 +41,7 @@ Writes a Markdown table and the raw figures as JSON lines. Takes some minutes an
   --work DIR          where repositories and restores go (default: beside the data; a tmpfs makes fsync free)
   --out FILE.md       where the table goes; the JSON lines go beside it (default: docs/performance.md)",
     switches: &["--machines"],
-    options: &["--size", "--sets", "--peers", "--rounds", "--data", "--work", "--out"],
+    options: &["--program", "--size", "--sets", "--peers", "--rounds", "--data", "--work", "--out"],
     run,
 };
 
@@ -58,7 +59,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             .value("--work")
             .map_or_else(|| shell::target_directory().map(|t| t.join("bench")), |w| Ok(w.into()))?;
         let out = shell::root().join(arguments.value("--out").unwrap_or("docs/performance-machines.md"));
-        return machines::run(&work, &out, rounds);
+        return machines::run(arguments.value("--program"), &work, &out, rounds);
     }
     let chosen = arguments.value("--sets").unwrap_or("abcd");
     let sets: Vec<Set> = Set::ALL.into_iter().filter(|set| chosen.contains(set.name())).collect();

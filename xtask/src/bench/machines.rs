@@ -57,8 +57,8 @@ impl Program {
     }
 }
 
-pub(super) fn run(work: &Path, out: &Path, rounds: u32) -> Result<()> {
-    let program = peers::release_build()?;
+pub(super) fn run(program: Option<&str>, work: &Path, out: &Path, rounds: u32) -> Result<()> {
+    let program = program.map_or_else(peers::release_build, |program| Ok(program.to_owned()))?;
     let work = work.join("machines");
     if work.exists() {
         std::fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;

@@ -16,7 +16,7 @@ use crate::{say, shell};
 /// Of the disk, in bytes; most of it is a hole.
 const DISK: u64 = 10 << 30;
 /// Of each partition, in MiB.
-const PARTITION: u64 = 600;
+const PARTITION: u64 = 1000;
 const KINDS: [&str; 5] = ["ext4", "xfs", "btrfs", "ntfs", "vfat"];
 const DIRECTORIES: u64 = 100;
 /// In each of them.

@@ -40,10 +40,10 @@ struct Cost {
 
 /// Why the ratios are what they are. The profile was taken with `perf` when this was written.
 const WHY: &str = "
-The goal is half of each figure. It is met in processor time against those that compress with zlib, and not against those that
-only copy: qemu-img does nothing but that, and half of virtnbdbackup's time is less than Mainstay needs without compressing at
-all. That row is the floor: as many bytes as QEMU has to hand over, received, cut, hashed, sealed and written. It is hardly cheaper
-than zstd -1, since four times as much is sealed and written then; no compression is worth leaving out here.
+The goal is half of each figure. In processor time it is met against qemu-img where that compresses, and nowhere else: qemu-img
+without compression only copies, and half of virtnbdbackup's time is less than Mainstay needs for a full backup without compressing at
+all. That row is the floor: all that QEMU hands over received, cut, hashed, sealed and written. It costs no less than with zstd -1,
+since four times as much is sealed and written then; there is nothing to gain by compressing less.
 
 A profile of a full backup, libvirt's and QEMU's own share (about 0.2 s) apart: zstd 43 %, naming chunks (BLAKE3) 10 %, starting virsh
 11 % (in an increment 45 %), writing packs 7 %, receiving over NBD 6 %, cutting 5 %, sealing (AES-256-GCM, and BLAKE3 once more) 3 %, parsing the

@@ -101,8 +101,8 @@ fn preamble(rounds: u32) -> Result<String> {
     writeln!(
         page,
         "Measured by `cargo xtask bench --machines`, which writes this page anew.\n\n{}, {cores} cores; {}; {qemu}, \
-         virtnbdbackup {}; load average {load} before the run: where it is more than a quiet machine's, compare processor times, and wall \
-         times by their ratios only. Data and repositories in one place, {rounds} rounds, medians.\n",
+         virtnbdbackup {}; load average {load} before the run, on more than a quiet machine's only processor times say much. \
+         Data and repositories in one place, {rounds} rounds, medians.\n",
         today.trim(),
         cpu.trim(),
         peer.trim()

@@ -155,3 +155,21 @@ fn a_cancelled_backup_leaves_no_point_and_exits_130() {
     machine.cancel.first.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(machine.run(&["--json", "points"]).ok().json().len(), 0);
 }
+
+#[test]
+fn what_is_new_is_compressed_as_asked() {
+    let machine = Machine::with_repository();
+    let mut written = Vec::new();
+    for (number, how) in ["none", "fast", "balanced", "best", "auto"].into_iter().enumerate() {
+        // Words of its own each time, or it would be stored already; lines of one length, so that only this differs.
+        let line = |line: u32| format!("{number} {line:>6} the same words again and again\n");
+        let text: String = (0..10_000).map(line).collect();
+        machine.write("home/d/words", &text);
+        let ran = machine.run(&["--json", "backup", "home/d", "--compression", how]).ok();
+        written.push(ran.only("backed_up")["written_bytes"].as_u64().unwrap());
+        machine.run(&["restore", "latest", "--to", how]).ok();
+        assert_eq!(machine.read(&format!("{how}{}", machine.arg("home/d/words"))), text);
+    }
+    assert!(written[0] > 400_000 && written[1..].iter().all(|packed| packed * 2 < written[0]), "{written:?}");
+    machine.run(&["backup", "home/d", "--compression", "harder"]).failed(2, "harder");
+}

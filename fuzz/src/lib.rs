@@ -1,5 +1,8 @@
 //! What the fuzzers share: bytes as a disk, and a look at everything that a reader makes of them.
 
+pub mod host;
+pub mod peer;
+
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod demo;
 mod dist;
+mod fuzz;
 mod say;
 mod setup;
 mod shell;
@@ -28,7 +29,8 @@ struct Verb {
     run: fn(&Arguments) -> Result<()>,
 }
 
-const VERBS: &[Verb] = &[setup::VERB, test::VERB, ci::VERB, demo::VERB, bench::VERB, tidy::VERB, dist::VERB];
+const VERBS: &[Verb] =
+    &[setup::VERB, test::VERB, ci::VERB, demo::VERB, bench::VERB, tidy::VERB, fuzz::VERB, dist::VERB];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -209,6 +209,7 @@ fn a_standby_out_of_the_repository_catches_up_and_is_backed_up_itself() {
     let point = scene.back_up_from(&standby);
     assert_eq!(ask("SELECT checkpoints_req FROM pg_stat_bgwriter"), before);
     assert_eq!(point.point.workload.id, first.point.workload.id);
+    assert!(point.notes.iter().any(|note| note.contains("standby")), "{:?}", point.notes);
     let instance = scene.instance(&point, Fill::Lazy, Until::End).unwrap();
     assert_eq!(count(&instance, "item"), "102");
     assert!(

@@ -111,6 +111,7 @@ pub fn backup_cluster(
     let sql = dial(false).map_err(|error| notes.push(unsaid(&error))).ok();
     let base = BaseBackup::start(connection, sql, BaseRequest { fast: request.fast }, Arc::clone(clock))?;
     let cluster = base.cluster().clone();
+    notes.extend(cluster.from_standby.then(|| "taken from a standby; the primary was not asked".to_owned()));
     let stream = stream(&workload, &cluster.system, cluster.start_timeline);
     let source = WithLog { base, log, repository, stream, clock: Arc::clone(clock), progress };
     progress.event(&Event::Phase(mainstay_core::Phase::Copying));

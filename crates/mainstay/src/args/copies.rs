@@ -123,7 +123,9 @@ pub(crate) struct Offline {
 Start PostgreSQL of the same major version on the directory: it replays what the repository holds
 and then follows the primary. The role needs REPLICATION and a line in pg_hba.conf; its password
 goes into ~/.pgpass of the server's user. Make a slot at the primary and name it with --slot if
-the standby may be away for long.")]
+the standby may be away for long, or let it fetch what the primary no longer has, by a key that
+the server's user can read:
+  --restore-command 'mainstay -r /srv/backup --key-file KEY db fetch-wal --name shop %f %p'")]
 pub(crate) struct DbStandby {
     #[arg(value_name = "WORKLOAD")]
     pub workload: String,

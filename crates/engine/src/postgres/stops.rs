@@ -8,6 +8,9 @@ use mainstay_workloads::postgres::walread::{Record, WalReader};
 use super::lines::Leg;
 use super::plan::Until;
 
+/// Records end so near to the end of a log that was read whole.
+const PAGE_BYTES: u64 = 8192;
+
 /// Whether something in the log lies behind `until`. Without, what is wanted is all of the log. What cannot be read, the
 /// server decides.
 pub(super) fn comes(journals: &[Journal], legs: &[Leg], segment: u64, until: &Until) -> Result<bool> {
@@ -56,23 +59,22 @@ fn look(
     segment: u64,
     is_behind: &dyn Fn(&Record<'_>) -> bool,
 ) -> Result<bool> {
-    let (mut reader, mut found) = (WalReader::new(segment), false);
+    let (mut reader, mut found, mut read) = (WalReader::new(segment), false, 0);
+    let mut each = |record: &Record<'_>| {
+        found |= is_behind(record);
+        read = record.start.0 + record.length as u64;
+        Ok(())
+    };
     for change in journal.read(from)? {
         let change = change?;
         let Some(at) = Lsn::from_position(&change.start) else { break };
-        reader.push(at, &change.bytes, &mut |record| {
-            found |= is_behind(record);
-            Ok(())
-        })?;
-        if found || change.end >= leg.stretch.end {
+        reader.push(at, &change.bytes, &mut each)?;
+        if change.end >= leg.stretch.end {
             break;
         }
     }
-    if !found {
-        reader.finish(&mut |record| {
-            found |= is_behind(record);
-            Ok(())
-        })?;
-    }
-    Ok(found)
+    reader.finish(&mut each)?;
+    // Only what was read to its end says that nothing comes.
+    let end = Lsn::from_position(&leg.stretch.end).unwrap_or_default();
+    Ok(found || end.0.saturating_sub(read) > PAGE_BYTES)
 }

@@ -130,6 +130,7 @@ fn whoever_is_killed_what_was_acknowledged_comes_back_at_any_place() {
         assert_eq!(stage.follower.take().unwrap().interrupt(), Some(0));
         stage.server.stop();
         let end: Lsn = stage.home.promised("shop").unwrap().parse().unwrap();
+        println!("promised up to {end}");
         check(&stage.restored("end", &[]), &acknowledged, end);
         // Those behind must be in the journal too, or the log ends before the place is reached.
         let known: Vec<&Transfer> = acknowledged.iter().filter(|transfer| transfer.before < end).collect();

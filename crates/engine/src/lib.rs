@@ -6,6 +6,7 @@ pub mod copy;
 pub mod export;
 pub mod find;
 pub mod follow;
+pub mod mariadb;
 mod mirror;
 pub mod mount;
 pub mod postgres;
@@ -19,6 +20,7 @@ pub mod verify;
 pub mod view;
 pub mod vm;
 pub mod workload;
+mod written;
 
 #[cfg(test)]
 mod testing;

@@ -4,6 +4,8 @@
 pub mod armed;
 pub mod export;
 pub mod files;
+mod flow;
+pub mod mariadb;
 pub mod postgres;
 pub mod process;
 pub mod promise;
@@ -12,4 +14,5 @@ pub mod sqlite;
 pub mod vm;
 
 /// The kinds of workload that this build knows, by the name that recovery points carry.
-pub const WORKLOADS: &[&str] = &[export::KIND, files::KIND, postgres::KIND, sqlite::KIND, vm::KIND];
+pub const WORKLOADS: &[&str] =
+    &[export::KIND, files::KIND, mariadb::KIND, postgres::KIND, sqlite::KIND, vm::KIND];

@@ -216,7 +216,12 @@ impl Program {
         command.spawn().map_err(|error| self.not_started(error))
     }
 
-    fn command(&self) -> std::process::Command {
+    /// For people.
+    pub(crate) fn name(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn command(&self) -> std::process::Command {
         #[expect(clippy::disallowed_methods, reason = "this is the door")]
         let mut command = std::process::Command::new(&self.name);
         command.args(&self.arguments).process_group(0);
@@ -231,7 +236,7 @@ impl Program {
         command
     }
 
-    fn not_started(&self, error: std::io::Error) -> Error {
+    pub(crate) fn not_started(&self, error: std::io::Error) -> Error {
         let what = format!("cannot start {}", self.name.to_string_lossy());
         match error.kind() {
             std::io::ErrorKind::NotFound => Error::new(Code::Unsupported, what).because(error),

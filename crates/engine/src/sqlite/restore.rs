@@ -1,10 +1,8 @@
 //! Recovery of databases: the file of a point, and the commits behind it up to a moment.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mainstay_core::{
     Change, Code, Counts, Error, Event, ItemPath, Phase, Piece, Progress, Result, StreamReader, Time,
@@ -16,6 +14,7 @@ use mainstay_workloads::sqlite::{
 };
 
 use super::link::{self, Link, link};
+use crate::written::{empty_directory, new_file};
 
 const DESCRIPTION_BYTES_MAX: usize = 16 << 20;
 const LOG_HEADER_BYTES: usize = 32;
@@ -259,7 +258,7 @@ pub fn restore_databases(
         progress.check()?;
         let path = to.join(std::ffi::OsStr::from_bytes(database.base.name.as_bytes()));
         let reader = repository.read(&database.point.id)?;
-        let file = write(&reader, &database.base, to, &path, progress)?;
+        let file = write(&reader, &database.base, &path, progress)?;
         let mut replay = Replay::new(&file, database.base.page_bytes);
         let own = own_log(&reader, &database.base, &mut replay)?;
         let reached = replay_journal(plan, database, &mut replay, progress)?;
@@ -274,48 +273,15 @@ pub fn restore_databases(
     Ok(restored)
 }
 
-fn empty_directory(to: &Path) -> Result<()> {
-    let failed = |error| Error::io(format!("cannot make {}", to.display()), error);
-    match std::fs::DirBuilder::new().mode(0o700).create(to) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed(error)),
-    }
-    if std::fs::read_dir(to).map_err(failed)?.next().is_some() {
-        let what = format!("{} is not empty", to.display());
-        return Err(Error::new(Code::AlreadyExists, what).hint("restore to a new directory"));
-    }
-    Ok(())
-}
-
 /// Writes the file of a database as the point has it.
-fn write(reader: &PointReader, base: &Base, to: &Path, path: &Path, progress: &dyn Progress) -> Result<File> {
+fn write(reader: &PointReader, base: &Base, path: &Path, progress: &dyn Progress) -> Result<File> {
     let entry = entry(reader, base.name.as_bytes())?;
     progress.event(&Event::Item(&entry.path));
-    let failed = |error| Error::io(format!("cannot write {}", path.display()), error);
-    let above: PathBuf = path.parent().map_or_else(|| to.to_owned(), Path::to_owned);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(above).map_err(failed)?;
-    let mode = entry.metadata.mode & 0o777;
-    let mut file =
-        File::options().read(true).write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
-    let (mut content, mut buffer) = (reader.stream(&entry)?, vec![0; 256 << 10]);
-    loop {
-        progress.check()?;
-        match content.read(&mut buffer)? {
-            Piece::Data(length) => {
-                file.write_all(buffer.get(..length).unwrap_or_default()).map_err(failed)?;
-            }
-            Piece::Hole(length) => {
-                use std::io::Seek as _;
-                let at = file.stream_position().map_err(failed)? + length;
-                file.set_len(at).and_then(|()| file.seek(std::io::SeekFrom::Start(at))).map_err(failed)?;
-            }
-            Piece::End => break,
-        }
-    }
+    let file = new_file(reader.stream(&entry)?, path, entry.metadata.mode, progress)?;
     if rustix::process::geteuid().is_root() {
         let owner = (Some(entry.metadata.uid), Some(entry.metadata.gid));
-        std::os::unix::fs::fchown(&file, owner.0, owner.1).map_err(failed)?;
+        std::os::unix::fs::fchown(&file, owner.0, owner.1)
+            .map_err(|error| Error::io(format!("cannot write {}", path.display()), error))?;
     }
     Ok(file)
 }

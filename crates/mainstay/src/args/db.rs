@@ -69,6 +69,9 @@ pub(crate) struct DbBackup {
     /// Let the server take its time for the checkpoint before the backup, which spares its disks
     #[arg(long)]
     pub spread: bool,
+    /// The server is a replica: wait until it has no temporary tables open, and record its place in its master's log (MariaDB)
+    #[arg(long)]
+    pub replica: bool,
     /// Mark the point (can be repeated)
     #[arg(long, value_name = "TAG")]
     pub tag: Vec<String>,
@@ -176,9 +179,13 @@ pub(crate) struct DbRestore {
     /// Stop as soon as the files are consistent
     #[arg(long, group = "until")]
     pub consistent: bool,
-    /// The commit after which to stop, as `mainstay db status` writes places (SQLite)
+    /// The place before which to stop in a binary log, as in mariadb-bin.000034:1588 (MariaDB); the commit after which to
+    /// stop, as `mainstay db status` writes it (SQLite)
     #[arg(long, value_name = "PLACE", group = "until")]
     pub position: Option<String>,
+    /// The transaction before which to stop, as in 0-1-4711 (MariaDB)
+    #[arg(long, value_name = "GTID", group = "until")]
+    pub gtid: Option<String>,
     /// Only this database of several (SQLite)
     #[arg(long, value_name = "NAME")]
     pub database: Option<String>,

@@ -154,6 +154,34 @@ pub struct Drilled {
     pub bytes_whole: u64,
 }
 
+/// How a MariaDB server was captured; a line of the type `backed_up` follows.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ServerCaptured {
+    pub point: String,
+    pub workload: String,
+    /// Of the server.
+    pub version: String,
+    /// In its binary log, as of which the files are; `None` without a log.
+    pub place: Option<String>,
+    /// The last transactions that they hold.
+    pub gtid: Option<String>,
+    pub replica: bool,
+}
+
+/// The files of a MariaDB server were written out, ready for one to be started on them.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ServerRestored {
+    pub point: String,
+    pub workload: String,
+    pub version: String,
+    pub directory: String,
+    /// In the binary log of the server that was captured, as of which they are.
+    pub place: Option<String>,
+    pub items: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
 /// A SQLite database was written out and checked.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct DatabaseRestored {
@@ -174,6 +202,8 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::ClusterRestored(done) => restored(done),
         Line::Following(line) => following(line),
         Line::Recoverable(span) => recoverable(span, zone),
+        Line::ServerCaptured(done) => server_captured(done),
+        Line::ServerRestored(done) => server_restored(done),
         Line::DatabaseRestored(done) => database_restored(done),
         Line::Hole(missing) => hole(missing, zone),
         Line::ClusterOpened(line) => opened(line),
@@ -306,4 +336,24 @@ fn database_restored(line: &DatabaseRestored) -> String {
     let sound = if line.damage.is_empty() { " · sound" } else { " · DAMAGED" };
     let damage: String = line.damage.iter().map(|what| format!("  {}\n", clean(what))).collect();
     format!("{} in {}{place}{sound}\n{damage}", clean(&line.database), clean(&line.directory))
+}
+
+fn server_captured(line: &ServerCaptured) -> String {
+    let part = |word: &str, text: &Option<String>| {
+        text.as_ref().map(|text| format!(" · {word}{}", clean(text))).unwrap_or_default()
+    };
+    let place = part("log ", &line.place);
+    let gtid = part("", &line.gtid);
+    format!("{} · MariaDB {}{place}{gtid}\n", clean(&line.workload), clean(&line.version))
+}
+
+fn server_restored(line: &ServerRestored) -> String {
+    let place = line.place.as_ref().map(|place| format!(" · as of {}", clean(place))).unwrap_or_default();
+    format!(
+        "{} items, {} in {}{place} · start MariaDB {} on it\n",
+        line.items,
+        bytes(line.bytes),
+        clean(&line.directory),
+        clean(line.version.split('-').next().unwrap_or_default())
+    )
 }

@@ -96,6 +96,10 @@ pub enum Line {
     ClusterCaptured(databases::ClusterCaptured),
     /// A cluster was written out.
     ClusterRestored(databases::ClusterRestored),
+    /// How a database server was captured.
+    ServerCaptured(databases::ServerCaptured),
+    /// A database server was written out.
+    ServerRestored(databases::ServerRestored),
     /// A database was written out.
     DatabaseRestored(databases::DatabaseRestored),
     /// The log of a cluster is followed.

@@ -61,6 +61,8 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::ClusterCaptured(_)
         | Line::ClusterRestored(_)
         | Line::DatabaseRestored(_)
+        | Line::ServerCaptured(_)
+        | Line::ServerRestored(_)
         | Line::Following(_)
         | Line::Recoverable(_)
         | Line::Hole(_)

@@ -1,20 +1,27 @@
 //! Which kind of database an address or a workload is of.
 
 use mainstay_core::{Code, Error, Result, WorkloadRef};
-use mainstay_engine::{postgres, sqlite};
+use mainstay_engine::{mariadb, postgres, sqlite};
 use mainstay_repository::{PointInfo, Repository};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Engine {
+    MariaDb,
     Postgres,
     Sqlite,
 }
 
 /// Schemes of addresses, and what answers to them.
-const SCHEMES: &[(&str, Engine)] =
-    &[("postgres", Engine::Postgres), ("postgresql", Engine::Postgres), ("sqlite", Engine::Sqlite)];
+const SCHEMES: &[(&str, Engine)] = &[
+    ("postgres", Engine::Postgres),
+    ("postgresql", Engine::Postgres),
+    ("mariadb", Engine::MariaDb),
+    ("mysql", Engine::MariaDb),
+    ("sqlite", Engine::Sqlite),
+];
 
-const KINDS: &[(&str, Engine)] = &[(postgres::KIND, Engine::Postgres), (sqlite::KIND, Engine::Sqlite)];
+const KINDS: &[(&str, Engine)] =
+    &[(postgres::KIND, Engine::Postgres), (mariadb::KIND, Engine::MariaDb), (sqlite::KIND, Engine::Sqlite)];
 
 impl Engine {
     /// By the scheme of an address.
@@ -22,8 +29,9 @@ impl Engine {
         let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
         let known = SCHEMES.iter().find(|(name, _)| *name == scheme);
         known.map(|(_, engine)| *engine).ok_or_else(|| {
-            Error::new(Code::Usage, "this is not the address of a database that Mainstay knows")
-                .hint("write it as postgres://USER@HOST:PORT/DATABASE, postgres:///?host=/var/run/postgresql or sqlite:PATH")
+            Error::new(Code::Usage, "this is not the address of a database that Mainstay knows").hint(
+                "write it as postgres://USER@HOST:PORT/DATABASE, mariadb://USER@HOST:PORT or sqlite:PATH",
+            )
         })
     }
 

@@ -5,6 +5,7 @@ pub(super) mod drill;
 pub(super) mod engine;
 mod export;
 mod follow;
+mod mariadb;
 mod moment;
 mod offline;
 pub(super) mod open;
@@ -27,10 +28,12 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
     match verb {
         Db::Backup(arguments) => match Engine::of_address(&arguments.server.server)? {
             Engine::Postgres => backup::run(&arguments, session),
+            Engine::MariaDb => mariadb::backup(&arguments, session),
             Engine::Sqlite => sqlite::backup(&arguments, session),
         },
         Db::Follow(arguments) => match Engine::of_address(&arguments.server.server)? {
             Engine::Postgres => follow::run(&arguments, session),
+            Engine::MariaDb => mariadb::follow(&arguments, session),
             Engine::Sqlite => sqlite::follow(&arguments, session),
         },
         Db::Status(arguments) => status::run(&arguments, session),
@@ -40,6 +43,7 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
             let repository = session.open()?;
             match Engine::of_workload(&arguments.workload, &repository.points()?, &repository)? {
                 (Engine::Postgres, _) => restore::run(&arguments, &repository, session),
+                (Engine::MariaDb, workload) => mariadb::restore(&arguments, &workload, &repository, session),
                 (Engine::Sqlite, workload) => sqlite::restore(&arguments, &workload, &repository, session),
             }
         }

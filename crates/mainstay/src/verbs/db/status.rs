@@ -8,7 +8,7 @@ use mainstay_workloads::postgres::{Lsn, Sql};
 use super::super::Done;
 use super::engine::Engine;
 use super::server::Known;
-use super::sqlite;
+use super::{mariadb, sqlite};
 use crate::args::{DbStatus, Server};
 use crate::report::databases::{Hole, Recoverable, Slot};
 use crate::report::lines::{Line, stamp};
@@ -71,9 +71,16 @@ pub(in crate::verbs) fn spans(
     workloads.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
     workloads.dedup();
     for workload in &workloads {
-        if Engine::of_kind(&workload.kind.0) == Some(Engine::Sqlite) {
-            sqlite::status(workload, &journals, repository, session)?;
-            continue;
+        match Engine::of_kind(&workload.kind.0) {
+            Some(Engine::Sqlite) => {
+                sqlite::status(workload, &journals, repository, session)?;
+                continue;
+            }
+            Some(Engine::MariaDb) => {
+                mariadb::status(workload, &journals, repository, session)?;
+                continue;
+            }
+            _ => {}
         }
         for (log, span) in intervals(repository, points, &journals, &workload.id) {
             session.report.line(&Line::Recoverable(Recoverable {

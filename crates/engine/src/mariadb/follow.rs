@@ -34,7 +34,7 @@ pub fn follow_server(
         match follow(&mut log, &mut journal, request.closing, &**clock, progress) {
             // The server says only now that it does not have what comes next.
             Err(error) if error.code() == Code::NotFound && !anew && journal.end() == began.as_ref() => {
-                anew = true
+                anew = true;
             }
             ended => return ended,
         }

@@ -2,7 +2,8 @@
 //! in parts.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::process::{ChildStdout, Stdio};
+use std::io::Read;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -100,7 +101,7 @@ struct Known {
 }
 
 struct State {
-    chunks: Chunks<ChildStdout>,
+    chunks: Chunks<Box<dyn Read + Send>>,
     files: BTreeMap<ItemPath, Known>,
     /// The part whose body is read.
     current: Option<ItemPath>,
@@ -110,6 +111,7 @@ struct State {
     /// What came in between.
     between: VecDeque<(ItemPath, u64, Vec<u8>)>,
     between_bytes: usize,
+    between_max: usize,
     /// The little files that are read here as well.
     notes: BTreeMap<ItemPath, Vec<u8>>,
 }
@@ -180,16 +182,7 @@ impl FilesBackup {
             program = program.arguments(["--slave-info", "--safe-slave-backup"]);
         }
         let mut program = Flow::start(&program, Stdio::null(), Stdio::piped())?;
-        let state = State {
-            chunks: Chunks::new(program.output()?),
-            files: BTreeMap::new(),
-            current: None,
-            number: 0,
-            pending: None,
-            between: VecDeque::new(),
-            between_bytes: 0,
-            notes: BTreeMap::new(),
-        };
+        let state = State::of(Box::new(program.output()?));
         Ok(Self {
             shared: Arc::new(Mutex::new(state)),
             program: Some(program),
@@ -380,6 +373,20 @@ impl FilesBackup {
 }
 
 impl State {
+    fn of(stream: Box<dyn Read + Send>) -> Self {
+        Self {
+            chunks: Chunks::new(stream),
+            files: BTreeMap::new(),
+            current: None,
+            number: 0,
+            pending: None,
+            between: VecDeque::new(),
+            between_bytes: 0,
+            between_max: BETWEEN_MAX,
+            notes: BTreeMap::new(),
+        }
+    }
+
     /// Counts a part of a file.
     fn part_number(&mut self, path: &ItemPath) -> u32 {
         let known = self.files.entry(path.clone()).or_default();
@@ -442,7 +449,7 @@ impl State {
 
     fn fits(&self, content: Content) -> bool {
         usize::try_from(content.length)
-            .is_ok_and(|length| self.between_bytes.saturating_add(length) <= BETWEEN_MAX)
+            .is_ok_and(|length| self.between_bytes.saturating_add(length) <= self.between_max)
     }
 
     /// Takes what comes in between.
@@ -532,5 +539,104 @@ impl StreamReader for Bytes {
 
     fn finish(self: Box<Self>) -> Result<StreamEnd> {
         Ok(StreamEnd::Steady)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::io::Cursor;
+    use std::sync::{Arc, Mutex};
+
+    use mainstay_core::{Body, Open, Piece, Result, Silent};
+    use mainstay_testkit::{RealClock, Rng};
+
+    use super::{Description, FilesBackup, Login, Options, State, part_offset};
+    use crate::mariadb::stream::tests::chunk;
+
+    /// The files that a stream holds, put together as a restore does.
+    fn files(stream: Vec<u8>, between_max: usize) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut state = State::of(Box::new(Cursor::new(stream)));
+        state.between_max = between_max;
+        let login = Login { address: "mariadb://".parse()?, user: "me".into(), password: None };
+        let mut backup = FilesBackup {
+            shared: Arc::new(Mutex::new(state)),
+            program: None,
+            _options: Options::of(&login)?,
+            description: Description::default(),
+            directories: BTreeSet::new(),
+            last: None,
+            clock: Arc::new(RealClock),
+            progress: Arc::new(Silent),
+        };
+        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        while let Some(item) = backup.part()? {
+            let (Body::Stream(open) | Body::Pages(open)) = item.body else { panic!("no content") };
+            let content = read(open.as_ref())?;
+            let path = item.path.to_string();
+            match part_offset(&item.metadata) {
+                None => {
+                    let known = files.insert(path.strip_prefix("data/").unwrap().to_owned(), content);
+                    assert_eq!(known, None);
+                }
+                Some(offset) => {
+                    let name = path.strip_prefix("parts/").unwrap().rsplit_once('/').unwrap().0;
+                    let file = files.get_mut(name).unwrap();
+                    assert_eq!(file.len() as u64, offset);
+                    file.extend(content);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    fn read(open: &dyn Open) -> Result<Vec<u8>> {
+        let (mut reader, mut content, mut buffer) = (open.open()?, Vec::new(), [0; 1000]);
+        while let Piece::Data(length) = reader.read(&mut buffer)? {
+            content.extend_from_slice(&buffer[..length]);
+        }
+        Ok(content)
+    }
+
+    #[test]
+    fn files_that_come_in_turns_come_back_whole_whatever_fits_in_between() {
+        mainstay_testkit::for_each_seed(200, |seed| {
+            let mut rng = Rng::new(seed);
+            let names = ["ibdata1", "shop/a.ibd", "shop/b.frm", "ib_logfile0", "empty"];
+            let mut expected: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+            let mut open: Vec<&str> = names.to_vec();
+            let mut stream = Vec::new();
+            while !open.is_empty() {
+                let index = rng.below(open.len());
+                let file = expected.entry(open[index].to_owned()).or_default();
+                if open[index] == "empty" || rng.chance(15) {
+                    stream.extend(chunk(open[index], 0, None));
+                    open.remove(index);
+                    continue;
+                }
+                let length = rng.below(4000);
+                let content = rng.bytes(length);
+                stream.extend(chunk(open[index], file.len() as u64, Some(&content)));
+                file.extend(content);
+            }
+            for between_max in [0, 3000, 1 << 20] {
+                assert!(
+                    files(stream.clone(), between_max).unwrap() == expected,
+                    "seed {seed}, {between_max}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn a_file_that_goes_on_elsewhere_is_an_error() {
+        for stream in [
+            [chunk("a", 0, Some(b"xx")), chunk("a", 3, Some(b"y"))].concat(),
+            [chunk("a", 0, Some(b"xx")), chunk("a", 0, None), chunk("a", 2, Some(b"y"))].concat(),
+            chunk("a", 1, Some(b"xx")),
+            chunk("a", u64::MAX, Some(b"xx")),
+        ] {
+            files(stream, 1 << 20).unwrap_err();
+        }
     }
 }

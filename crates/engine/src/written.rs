@@ -60,3 +60,13 @@ pub(crate) fn write(content: &mut dyn StreamReader, file: &mut File, progress: &
         }
     }
 }
+
+/// A directory of this run's own, that goes with the value. Others may go through it, for the server's user has to.
+pub(crate) fn private_directory(scratch: &Path) -> Result<tempfile::TempDir> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let failed = |error| Error::io(format!("cannot make a directory in {}", scratch.display()), error);
+    let directory = tempfile::Builder::new().prefix("mainstay-drill-").tempdir_in(scratch).map_err(failed)?;
+    let mode = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(directory.path(), mode).map_err(failed)?;
+    Ok(directory)
+}

@@ -90,7 +90,7 @@ fn every_line_of_the_guide_to_mariadb_does_what_it_says() {
     std::fs::set_permissions(&srv, PermissionsExt::from_mode(0o755)).unwrap();
     let blocks = GUIDE.split("```sh\n").skip(1).filter_map(|rest| rest.split_once("```"));
     let lines: Vec<&str> = blocks.flat_map(|(block, _)| block.lines()).collect();
-    assert_eq!(lines.len(), 4, "the page lost or gained lines");
+    assert_eq!(lines.len(), 5, "the page lost or gained lines");
     for line in lines {
         let line = line
             .replace("/run/mysqld/mysqld.sock", server.socket().to_str().unwrap())
@@ -125,6 +125,16 @@ fn every_line_of_the_guide_to_mariadb_does_what_it_says() {
         }
     }
     assert!(!place.ok(&["db", "status"]).contains("HOLE"));
+    let scratch = place.path("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let scratch = ["--scratch", scratch.to_str().unwrap()];
+    let assertion = ["--check", "SELECT count(*) = 4 FROM shop.mark", "--quick"];
+    let said = place.ok(&[&["drill", "shop"], scratch.as_slice(), &assertion].concat());
+    assert!(said.contains("1 of the user's queries"), "{said}");
+    let wrong = ["--check", "SELECT count(*) = 5 FROM shop.mark", "--quick"];
+    let said = place.fails(&[&["drill", "shop"], scratch.as_slice(), &wrong].concat());
+    assert!(said.contains("is not proven"), "{said}");
+    assert_eq!(std::fs::read_dir(scratch[1]).unwrap().count(), 0, "a drill left something");
     let copy = MariaDb::adopt(&srv.join("again")).unwrap();
     assert_eq!(copy.ask("SELECT count(*), max(n) FROM shop.mark").unwrap(), "4\t4");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mainstay_core::{
     Captured, Clock, Event, Next, Phase, Progress, Receipt, Result, Source, WorkloadKind, WorkloadRef,
 };
-use mainstay_repository::{Parent, PointInfo, Repository, WriteRequest};
+use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::mariadb::{BackupRequest, Connection, Description, FilesBackup, KIND, Login, Place};
 
 use super::{Files, stream};
@@ -78,6 +78,7 @@ pub fn backup_server(
         any_order: true,
         parent: Parent::None,
         progress: Arc::clone(progress),
+        compression: Compression::default(),
         jobs: request.jobs,
     })?;
     progress.event(&Event::Phase(Phase::Copying));

@@ -1,10 +1,12 @@
 //! MariaDB servers: points, the journal of their binary log, and recovery to any moment that both reach.
 
 mod backup;
+mod drill;
 mod follow;
 mod restore;
 
 pub use backup::{ServerBackup, ServerPoint, backup_server, workload};
+pub use drill::{DrillServer, ServerProof, drill_server};
 pub use follow::{FollowServer, follow_server};
 pub use restore::{
     Prepared, ServerPlan, ServerRestored, Span, Until, plan_server, prepare_server, restore_server, spans,

@@ -1,11 +1,13 @@
 //! SQLite databases: points, the journals of their logs, and recovery to any commit that both reach.
 
 mod backup;
+mod drill;
 mod follow;
 mod link;
 mod restore;
 
 pub use backup::{DatabasesBackup, backup_databases, workload};
+pub use drill::drill_databases;
 pub use follow::{FollowDatabases, Told, follow_databases};
 pub use restore::{
     DatabasePlan, DatabasesPlan, DatabasesRestored, Span, Until, plan_databases, restore_databases, spans,

@@ -154,6 +154,19 @@ pub struct Drilled {
     pub bytes_whole: u64,
 }
 
+/// A MariaDB server, or SQLite databases, were recovered in full and checked; that is noted in the point.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct DatabaseProven {
+    pub point: String,
+    pub workload: String,
+    pub place: Option<String>,
+    /// Until it answered at that moment: the measured recovery time.
+    pub recovery_seconds: f64,
+    /// Until the last check had passed.
+    pub seconds: f64,
+    pub checked: Vec<String>,
+}
+
 /// How a MariaDB server was captured; a line of the type `backed_up` follows.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ServerCaptured {
@@ -202,6 +215,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::ClusterRestored(done) => restored(done),
         Line::Following(line) => following(line),
         Line::Recoverable(span) => recoverable(span, zone),
+        Line::DatabaseProven(done) => database_proven(done),
         Line::ServerCaptured(done) => server_captured(done),
         Line::ServerRestored(done) => server_restored(done),
         Line::DatabaseRestored(done) => database_restored(done),
@@ -355,5 +369,16 @@ fn server_restored(line: &ServerRestored) -> String {
         bytes(line.bytes),
         clean(&line.directory),
         clean(line.version.split('-').next().unwrap_or_default())
+    )
+}
+
+fn database_proven(line: &DatabaseProven) -> String {
+    let place = line.place.as_ref().map(|place| format!(" at {}", clean(place))).unwrap_or_default();
+    format!(
+        "{} is proven{place}: within {:.1} s · {} · {:.1} s in all\n",
+        clean(&line.workload),
+        line.recovery_seconds,
+        line.checked.iter().map(|what| clean(what)).collect::<Vec<_>>().join(", "),
+        line.seconds
     )
 }

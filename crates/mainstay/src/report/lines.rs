@@ -96,6 +96,8 @@ pub enum Line {
     ClusterCaptured(databases::ClusterCaptured),
     /// A cluster was written out.
     ClusterRestored(databases::ClusterRestored),
+    /// Databases were recovered and checked.
+    DatabaseProven(databases::DatabaseProven),
     /// How a database server was captured.
     ServerCaptured(databases::ServerCaptured),
     /// A database server was written out.

@@ -60,6 +60,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::MachineHome(home) => machine_home(home),
         Line::ClusterCaptured(_)
         | Line::ClusterRestored(_)
+        | Line::DatabaseProven(_)
         | Line::DatabaseRestored(_)
         | Line::ServerCaptured(_)
         | Line::ServerRestored(_)

@@ -7,7 +7,7 @@ use mainstay_engine::mount::Lease;
 use mainstay_engine::postgres::{DrillRequest, drill};
 
 use super::super::{Done, mount};
-use super::moment;
+use super::{moment, others};
 use crate::args::Drill;
 use crate::report::databases::Drilled;
 use crate::report::lines::Line;
@@ -16,6 +16,9 @@ use crate::session::Session;
 pub(in super::super) fn run(arguments: &Drill, session: &mut Session) -> Done {
     let assertions = assertions(arguments, session)?;
     let repository = Arc::new(session.open()?);
+    if let Some(known) = others::of(&arguments.moment.target, &repository)? {
+        return others::drill(arguments, assertions, &known, &repository, session);
+    }
     let plan = moment::plan(&arguments.moment, &repository, session)?;
     let id = plan.point.id.to_string();
     let state = session.places()?.state.unwrap_or_else(std::env::temp_dir);

@@ -98,7 +98,7 @@ pub(super) fn status(
     workload: &WorkloadRef,
     journals: &[Journal],
     repository: &Repository,
-    session: &mut Session,
+    session: &Session,
 ) -> Result<()> {
     for span in spans(repository, &workload.id)? {
         session.report.line(&Line::Recoverable(Recoverable {

@@ -9,6 +9,7 @@ mod mariadb;
 mod moment;
 mod offline;
 pub(super) mod open;
+mod others;
 mod push;
 pub(super) mod record;
 pub(super) mod restore;

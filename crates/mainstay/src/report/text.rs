@@ -9,8 +9,8 @@ use mainstay_engine::vm::machine_tag;
 use super::databases;
 use super::human::{Align, bytes, count, counted, duration, table as columns};
 use super::lines::{
-    BackedUp, Changes, Collected, Damage, Expired, Found, Hold, Item, Line, Mounted, Point, RestorePlan,
-    Restored, Skipped, Totals, Verified, WouldBackUp,
+    BackedUp, Changes, Collected, Damage, Expired, Found, Hold, Item, Line, Mounted, Point, Repository,
+    RestorePlan, Restored, Skipped, Totals, Verified, WouldBackUp,
 };
 use super::machines::{
     CapturedDisk, Composed, FilesApplied, Machine, MachineCaptured, MachineHome, MachinePutBack,
@@ -40,13 +40,7 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
         Line::Damage(found) => damage(found),
         Line::Expired(done) => expired(done),
         Line::Collected(done) => collected(done),
-        Line::Repository(repository) => format!(
-            "repository {} at {}: {}, {} stored\n",
-            short(&repository.repository),
-            clean(&repository.location),
-            counted(repository.points, "point", "points"),
-            bytes(repository.stored_bytes)
-        ),
+        Line::Repository(found) => repository(found),
         Line::Skipped(skipped) => format!("{}\n", skip(skipped)),
         Line::Decision(decision) => sprawl::decision(decision, zone),
         Line::Composed(shown) => composed(shown, zone),
@@ -94,6 +88,16 @@ pub(super) fn line(line: &Line, zone: &TimeZone) -> Option<String> {
             return table(std::slice::from_ref(line), zone);
         }
     })
+}
+
+fn repository(repository: &Repository) -> String {
+    format!(
+        "repository {} at {}: {}, {} stored\n",
+        short(&repository.repository),
+        clean(&repository.location),
+        counted(repository.points, "point", "points"),
+        bytes(repository.stored_bytes)
+    )
 }
 
 fn damage(damage: &Damage) -> String {

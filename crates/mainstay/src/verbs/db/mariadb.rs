@@ -135,7 +135,11 @@ pub(super) fn restore(
     session: &mut Session,
 ) -> Done {
     let until = until(arguments, session)?;
-    let to = session.doors.directory.join(&arguments.to);
+    let Some(to) = &arguments.to else {
+        return Err(Error::new(Code::Usage, "MariaDB servers are restored to a new directory")
+            .hint("restore with --to, stop the server, and put the directory in the place of the old one"));
+    };
+    let to = session.doors.directory.join(to);
     let plan = plan_server(repository, &workload.id, until)?;
     plan.note.iter().for_each(|note| session.report.note(note));
     if arguments.dry_run {

@@ -51,7 +51,7 @@ pub(super) fn run(verb: Db, session: &mut Session) -> Done {
         Db::Standby(arguments) => standby::run(&arguments, session),
         Db::Export(arguments) => match Engine::of_address(&arguments.server.server)? {
             Engine::Postgres => export::run(&arguments, session),
-            Engine::Sqlite => Err(no_dump()),
+            Engine::MariaDb | Engine::Sqlite => Err(no_dump()),
         },
         Db::Drill(arguments) => drill::run(&arguments, session),
         Db::StartGuard => mainstay_workloads::promise::attend(std::io::stdin()).map(|()| None),

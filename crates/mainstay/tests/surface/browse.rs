@@ -153,21 +153,45 @@ fn verify_notes_what_it_found_sound() {
     );
 }
 
-#[test]
-fn damage_is_exit_20_and_named() {
+/// Three points and one of so much content that the largest pack holds content, of which a part is damaged.
+fn damaged(part: impl Fn(usize) -> std::ops::Range<usize>) -> Machine {
     let machine = three_points();
-    // So much content that the largest pack holds content, and so varied that it stays large.
     let mut rng = mainstay_testkit::Rng::new(7);
+    // So varied that it stays large.
     let text: String = (0..40_000).map(|_| rng.next_u64().to_string()).collect();
     machine.write("home/d/big", &text);
     machine.run(&["backup", "home/d"]).ok();
     let packs = files_below(&machine.repository().join("pack"));
     let pack = packs.iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
     let mut bytes = std::fs::read(pack).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle..middle + 100].fill(0x55);
+    let part = part(bytes.len());
+    bytes[part].fill(0x55);
     std::fs::remove_file(pack).unwrap();
     std::fs::write(pack, bytes).unwrap();
+    machine
+}
+
+#[test]
+fn damage_that_parity_makes_good_costs_nothing_and_is_told_of() {
+    let machine = damaged(|length| length / 2..length / 2 + 4096);
+    machine.run(&["restore", "latest", "--to", "back"]).ok();
+    let big = machine.arg("home/d/big");
+    assert_eq!(machine.read(&format!("back{big}")), machine.read("home/d/big"));
+    let ran = machine.run(&["--json", "verify", "--read-data"]).ok();
+    let checked = ran.only("verified");
+    assert_eq!(
+        (&checked["damage"], &checked["rewritten"], &checked["sound"]),
+        (&0.into(), &1.into(), &4.into())
+    );
+    assert!(ran.err.contains("parity makes it good"), "{ran:?}");
+    let again = machine.run(&["--json", "verify", "--read-data"]).ok().only("verified");
+    assert_eq!((&again["damage"], &again["rewritten"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn damage_is_exit_20_and_named() {
+    // More than parity makes good.
+    let machine = damaged(|length| length / 2..length / 2 + length / 8);
     machine.run(&["verify"]).ok();
     let ran = machine.run(&["--json", "verify", "--read-data"]);
     assert_eq!(ran.exit, 20, "{ran:?}");

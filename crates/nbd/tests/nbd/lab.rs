@@ -52,7 +52,7 @@ impl Blocks for Disk {
 
     /// Every other page, so that all that is done to a server is done to both ways through it.
     fn is_at_hand(&self, range: Range<u64>) -> bool {
-        range.start / PAGE as u64 % 2 == 0
+        (range.start / PAGE as u64).is_multiple_of(2)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

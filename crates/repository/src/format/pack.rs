@@ -25,6 +25,8 @@ pub(crate) const FOOTER_BYTES_MAX: u64 = 64 << 20;
 /// No block is longer: a segment is far shorter, and so is the directory of a group, which is closed in time.
 const BLOCK_BYTES_MAX: u32 = 128 << 20;
 const PARITY_NONE: u8 = 0;
+/// So many footers are looked at when one is searched for; a pack has three.
+const SEARCHES_MAX: usize = 8;
 
 /// What a block is. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,13 +311,17 @@ impl Trailer {
     /// A trailer of the footer with this hash and right behind that footer, anywhere in a whole pack: what is left when the
     /// end of the pack is not.
     pub(crate) fn search(pack: &[u8], pack_length: u64, footer_hash: &[u8; 32]) -> Option<(Self, Footer)> {
+        // A hostile pack could hold a great many that each want many bytes hashed.
+        let mut tries = 0..SEARCHES_MAX;
         let places =
             (0..pack.len()).filter(|at| pack.get(*at..).is_some_and(|rest| rest.starts_with(TRAILER_MAGIC)));
         places.into_iter().find_map(|at| {
             let trailer = Self::decode(pack.get(at..at + TRAILER_BYTES)?, pack_length).ok()?;
             let footer = pack.get(at.checked_sub(trailer.footer_length as usize)?..at)?;
-            let known = trailer.footer_hash == *footer_hash;
-            known.then(|| trailer.footer(footer).ok()).flatten().map(|footer| (trailer, footer))
+            if trailer.footer_hash != *footer_hash || tries.next().is_none() {
+                return None;
+            }
+            trailer.footer(footer).ok().map(|footer| (trailer, footer))
         })
     }
 

@@ -56,7 +56,7 @@ impl<'a> Gather<'a> {
     }
 
     /// The root and everything below it. Below a row that is still there nothing was taken by its going, so that only the
-    /// root is looked under whatever has become of it.
+    /// root is looked under whatever has become of it: but for some of its columns, nothing below it is anybody's wish.
     pub(super) fn down(&mut self, root: usize, row: Row) -> Result<()> {
         let mut frontier = self.add(root, vec![(row, Origin::Root)])?;
         if let Some(Member { fate: Fate::Erased, row, .. }) = self.members.first() {
@@ -65,6 +65,9 @@ impl<'a> Gather<'a> {
             return Err(Error::new(Code::Refused, what)
                 .because("it is on the list of what was erased by law")
                 .hint("mainstay record erased shows the list, and why"));
+        }
+        if !self.ask.columns.is_empty() {
+            return Ok(());
         }
         if frontier.is_empty() {
             frontier.push(0);

@@ -22,6 +22,8 @@ pub struct Ask<'a> {
     pub definition: &'a Definition,
     /// Columns of the root that get their old values back although the row is there.
     pub columns: &'a [String],
+    /// What is missing below the root comes back although the root is there.
+    pub below: bool,
     /// Whether a row may never come back: its person was erased by law. By the table and the shown key.
     pub erased: &'a dyn Fn(&TableName, &str) -> bool,
     /// A record of more rows is a mistake in its definition.
@@ -185,6 +187,7 @@ pub fn plan(point: &mut dyn Database, live: &mut dyn Database, ask: &Ask<'_>) ->
     let Gather { both, members, mut notes, mut blocked, .. } = gather;
     let steps = order(&members, &refs);
     let columns = columns(&both, &members, ask, &mut blocked)?;
+    blocked.extend(below(&both, &members, ask)?);
     let schema = both.changes(&members, &relinks, &mut blocked);
     let triggers = triggers(&both, &members, &relinks, ask.definition.triggers)?;
     notes.extend(both.point.notes.iter().chain(&both.live.notes).cloned());
@@ -219,6 +222,23 @@ fn root(point: &mut dyn Database, both: &Both, ask: &Ask<'_>) -> Result<(usize, 
                 .hint(format!("name one by its key, such as {}", keys.join(" or "))))
         }
     }
+}
+
+/// Below a root that is there rows are missing: nothing says that they went with it, and rows that were deleted by
+/// themselves stay deleted. It may be another record under the same key, too.
+fn below(both: &Both, members: &[Member], ask: &Ask<'_>) -> Result<Option<String>> {
+    let missing = members.iter().filter(|member| member.fate == Fate::Insert).count();
+    let there = |member: &&Member| matches!(member.fate, Fate::Same | Fate::Changed(_));
+    let Some(root) = members.first().filter(there).filter(|_| missing > 0 && !ask.below) else {
+        return Ok(None);
+    };
+    let table = both.point.table(root.table)?;
+    Ok(Some(format!(
+        "{} {} is there, and {missing} rows that belonged to it then are not: they may have been deleted later, by \
+         themselves. Restore one of them by its own key, or all with --below",
+        table.name,
+        table.shown_key(&root.row)
+    )))
 }
 
 /// Columns of the root that a person wants back.

@@ -48,6 +48,7 @@ struct Request<'a> {
     definition: &'a str,
     triggers: Triggers,
     columns: &'a [&'a str],
+    below: bool,
     erased: &'a [(&'a str, &'a str)],
 }
 
@@ -59,6 +60,7 @@ impl Default for Request<'_> {
             definition: "version = 1",
             triggers: Triggers::On,
             columns: &[],
+            below: false,
             erased: &[],
         }
     }
@@ -79,6 +81,7 @@ impl Request<'_> {
             wanted: &wanted,
             definition: &definition,
             columns: &columns,
+            below: self.below,
             erased: &erased,
             rows_max: 100_000,
         };

@@ -248,6 +248,27 @@ fn a_changed_record_gets_back_the_columns_that_are_named_and_no_others() {
 }
 
 #[test]
+fn what_was_deleted_by_itself_below_a_row_that_is_there_stays_deleted_unless_it_is_asked_for() {
+    let server = server();
+    worlds(&server);
+    for database in ["never", "live"] {
+        copy_database(&server, "was", database);
+    }
+    both(&server, "DELETE FROM orders WHERE id = 3");
+    run_all(&mut open(&server, "live"), "UPDATE customer SET email = 'oops' WHERE id = 4");
+    Request { columns: &["email"], ..request() }.restore(&server, "was", "live").unwrap();
+    assert_same(&server, "live", "never", String::new);
+    for change in ["SELECT 1", "UPDATE customer SET email = 'somebody else' WHERE id = 4"] {
+        both(&server, change);
+        let error = request().restore(&server, "was", "live").unwrap_err();
+        assert!(error.chain().join(" ").contains("customer id=4 is there, and 3 rows"), "{error:?}");
+        assert_same(&server, "live", "never", String::new);
+    }
+    let (_, applied) = Request { below: true, ..request() }.restore(&server, "was", "live").unwrap();
+    assert_eq!(applied.inserted, 3);
+}
+
+#[test]
 fn what_was_erased_by_law_stays_gone_and_what_needs_it_too() {
     let server = server();
     worlds(&server);

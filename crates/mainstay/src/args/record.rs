@@ -87,6 +87,9 @@ pub(crate) struct RecordRestore {
     /// Of a row that is there: give these columns their old values
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',')]
     pub columns: Vec<String>,
+    /// Of a row that is there: bring back all that is missing below it, also what was deleted later by itself
+    #[arg(long, conflicts_with = "columns")]
+    pub below: bool,
     /// Whether the database's own triggers run [default: on, unless the definition says otherwise]
     #[arg(long, value_enum, value_name = "HOW")]
     pub triggers: Option<Fire>,

@@ -144,6 +144,7 @@ impl Wish<'_> {
             wanted: &self.wanted,
             definition: &self.definition,
             columns: &self.arguments.columns,
+            below: self.arguments.below,
             erased: &erased,
             rows_max: self.arguments.max_rows,
         };

@@ -111,6 +111,10 @@ impl Definition {
         for (table, columns) in &self.keys {
             let index = catalog.find(table).map_err(named)?;
             let Some(table) = catalog.tables.get_mut(index) else { continue };
+            if table.key.is_some() {
+                let what = format!("the record definition gives {} a key, and it has one", table.name);
+                return Err(Error::new(Code::Usage, what).hint("leave it out of [keys]"));
+            }
             let found: Option<Vec<usize>> = columns.iter().map(|name| table.column(name)).collect();
             let Some(columns) = found.filter(|columns| !columns.is_empty()) else {
                 let what = format!("the record definition names a column that {} does not have", table.name);

@@ -58,14 +58,16 @@ impl<'a> Gather<'a> {
     /// The root and everything below it. Below a row that is still there nothing was taken by its going, so that only the
     /// root is looked under whatever has become of it: but for some of its columns, nothing below it is anybody's wish.
     pub(super) fn down(&mut self, root: usize, row: Row) -> Result<()> {
-        let mut frontier = self.add(root, vec![(row, Origin::Root)])?;
-        if let Some(Member { fate: Fate::Erased, row, .. }) = self.members.first() {
-            let table = self.both.point.table(root)?;
-            let what = format!("{} {} may not come back", table.name, table.shown_key(row));
+        let table = self.both.point.table(root)?;
+        let key = table.shown_key(&row);
+        // Also one that is there: what made it nameless in its place is not to be undone.
+        if (self.ask.erased)(&table.name, &key) {
+            let what = format!("{} {key} may not come back", table.name);
             return Err(Error::new(Code::Refused, what)
                 .because("it is on the list of what was erased by law")
                 .hint("mainstay record erased shows the list, and why"));
         }
+        let mut frontier = self.add(root, vec![(row, Origin::Root)])?;
         if !self.ask.columns.is_empty() {
             return Ok(());
         }
@@ -276,6 +278,10 @@ impl<'a> Gather<'a> {
                 self.notes.push(format!("{shown} referred to the record and was deleted by itself: left so"));
                 continue;
             };
+            if (self.ask.erased)(&known.name, &known.shown_key(&candidate.row)) {
+                self.notes.push(format!("{shown} is on the list of what was erased by law: left as it is"));
+                continue;
+            }
             let was = |column: &usize| candidate.row.get(*column).cloned().flatten();
             let is = |column: &usize| now.get(*column).cloned().flatten();
             let then: Row = reference.child_columns.iter().map(was).collect();

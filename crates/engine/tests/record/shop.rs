@@ -274,10 +274,25 @@ fn what_was_erased_by_law_stays_gone_and_what_needs_it_too() {
     worlds(&server);
     let erased = Request { erased: &[("public.customer", "id=4")], ..request() };
     assert_eq!(erased.preview(&server, "was", "live").unwrap_err().code(), Code::Refused);
+    let renamed = format!("{DEFINITION}\n[keys]\ncustomer = [\"email\"]");
+    let renamed = Request { definition: &renamed, ..erased };
+    let error = renamed.preview(&server, "was", "live").unwrap_err();
+    assert!(error.what().contains("gives public.customer a key, and it has one"), "{error:?}");
     let part = Request { erased: &[("public.orders", "id=3")], ..request() };
     let (plan, applied) = part.restore(&server, "was", "live").unwrap();
     assert_eq!(applied.inserted, 9, "without the order and its two items");
     assert_eq!(plan.members.iter().filter(|member| member.fate == Fate::Erased).count(), 1);
+    // Made nameless in its place, and a review that lost its writer by law.
+    run_all(&mut open(&server, "live"), "UPDATE customer SET email = 'nobody' WHERE id = 4");
+    for columns in [&[][..], &["email"]] {
+        let error = Request { erased: &[("public.customer", "id=4")], columns, ..request() }
+            .preview(&server, "was", "live");
+        assert_eq!(error.unwrap_err().code(), Code::Refused);
+    }
+    worlds(&server);
+    let part = Request { erased: &[("public.review", "id=3")], ..request() };
+    let (plan, applied) = part.restore(&server, "was", "live").unwrap();
+    assert_eq!(applied.relinked, 2, "{:?}", plan.notes);
 }
 
 #[test]

@@ -154,8 +154,9 @@ pub(crate) struct RecordErased {
     /// Its primary key, in the order of its columns
     #[arg(value_name = "COLUMN=VALUE")]
     pub key: Vec<String>,
-    #[arg(long, value_name = "NAME", default_value = "postgres")]
-    pub database: String,
+    /// The database that the table is in; --add and --remove need it
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
     /// Why; shown wherever the list is
     #[arg(long, value_name = "TEXT")]
     pub why: Option<String>,

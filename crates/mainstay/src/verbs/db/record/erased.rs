@@ -4,7 +4,7 @@ use mainstay_core::{Code, Error, Result, Time};
 use mainstay_engine::record::{Erased, TableName};
 
 use super::super::super::{Done, would};
-use super::pairs;
+use super::{find, pairs};
 use crate::args::RecordErased;
 use crate::report::lines::{Line, stamp};
 use crate::report::records::ErasedRow;
@@ -21,10 +21,20 @@ pub(super) fn run(arguments: &RecordErased, session: &mut Session) -> Done {
         }
         return Ok(None);
     }
-    let erased = row(arguments, session)?;
+    let mut erased = row(arguments, session)?;
+    let listed = Erased::list(&repository).iter().any(|(_, _, known)| known.is(&erased));
+    if arguments.add || !listed {
+        // Restores compare names in full.
+        erased.workload = find::workload(&erased.workload, &repository.points()?)?.workload.name;
+    }
     let shown = format!("{} {} of {}/{}", erased.table, erased.key, erased.workload, erased.database);
     let known = Erased::list(&repository).into_iter().find(|(_, _, known)| known.is(&erased));
     if arguments.add {
+        session.report.note(&format!(
+            "the database was not asked: whether {} has a row {}, and that key, in the database {}, nobody has looked; \
+             a plan of record restore shows rows by the names that are compared",
+            erased.table, erased.key, erased.database
+        ));
         if arguments.dry_run {
             return would(session, &format!("never bring back {shown}: {}", erased.why));
         }
@@ -59,7 +69,9 @@ fn row(arguments: &RecordErased, session: &Session) -> Result<Erased> {
     let who = arguments.by.clone().or_else(|| session.doors.environment.user.clone());
     Ok(Erased {
         workload: arguments.workload.clone().ok_or_else(missing)?,
-        database: arguments.database.clone(),
+        database: arguments.database.clone().ok_or_else(|| {
+            Error::new(Code::Usage, "which database is meant").hint("name it with --database")
+        })?,
         table: table.to_string(),
         key: key.join(" "),
         who: who.unwrap_or_else(|| format!("somebody on {}", session.doors.host)),

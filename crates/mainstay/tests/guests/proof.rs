@@ -44,7 +44,7 @@ fn nothing_is_left(home: &Home) {
 
 /// What a failed proof has kept.
 fn evidence(home: &Home) -> String {
-    let kept = std::fs::read_dir(home.at("STATE/mainstay/state/unproven")).unwrap();
+    let kept = std::fs::read_dir(home.at("state/mainstay/state/unproven")).unwrap();
     let mut kept = kept.map(|entry| entry.unwrap().path());
     let directory = kept.next().unwrap();
     assert_eq!(std::fs::read(directory.join("screen.png")).unwrap().get(1..4), Some(b"PNG".as_slice()));

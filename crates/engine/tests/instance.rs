@@ -177,6 +177,9 @@ fn a_standby_out_of_the_repository_catches_up_and_is_backed_up_itself() {
     let scene = Scene::new(&[]);
     let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
     ask("CREATE TABLE item AS SELECT generate_series(1, 100) n");
+    // Of a recovery that the primary itself came out of.
+    ask("ALTER SYSTEM SET recovery_target = 'immediate'");
+    ask("ALTER SYSTEM SET recovery_target_action = 'promote'");
     let first = scene.back_up();
     ask("INSERT INTO item VALUES (101)");
     let plan = plan_cluster(&scene.repository, &first.point.workload.id, Until::End).unwrap();

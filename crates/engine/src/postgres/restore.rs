@@ -1,7 +1,7 @@
 //! Recovery of a cluster: the files of a point, the log behind it, and what tells the server where to stop.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use mainstay_core::{Code, Error, Event, ItemPath, Next, Phase, Progress, Receipt
 use mainstay_repository::{PointReader, Repository};
 use mainstay_workloads::files::{FilesPlan, FilesTarget, OwnerRule, RestoreMode, RestoreRules, Restored};
 use mainstay_workloads::postgres::{CONFIGURATION, DATA, MANIFEST, TABLESPACES};
+use rustix::fs::OFlags;
 
 use super::configuration;
 use super::plan::{ClusterPlan, Until, document};
@@ -18,6 +19,24 @@ use crate::copy::copy;
 
 /// No list of files is longer.
 const MANIFEST_BYTES_MAX: usize = 1 << 30;
+/// Where a server keeps what was set by `ALTER SYSTEM`: it counts more than what its other files say.
+const AUTO: &str = "postgresql.auto.conf";
+/// It is no longer, in bytes.
+const AUTO_BYTES_MAX: u64 = 16 << 20;
+const LOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
+/// How the lines begin that a restore adds to the settings.
+pub(super) const MARK: &str = "# Written by Mainstay";
+/// What is about one recovery or one primary, beside `recovery_target` and what begins so.
+const RECOVERY: [&str; 6] = [
+    "restore_command",
+    "recovery_end_command",
+    "archive_cleanup_command",
+    "promote_trigger_file",
+    "primary_conninfo",
+    "primary_slot_name",
+];
+/// What a restore has set besides.
+const ADDED: [&[u8]; 2] = [b"synchronous_standby_names = ''", b"archive_mode = 'off'"];
 
 /// Writes the files and the log into a new directory, ready for the server to be started on it: it recovers to where the
 /// plan says and then opens for writing. Tablespaces come to lie beside the data directory.
@@ -29,10 +48,22 @@ pub fn restore_cluster(
     to: &Path,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
-    write_out(repository, plan, to, progress).map_err(|error| match (error.code(), error.next_step()) {
-        (Code::Io | Code::NotFound, None) => error.hint("name a place that can be written to: --to"),
-        (Code::Full, None) => error.hint("make room, remove what was written, and restore again"),
-        _ => error,
+    restore_told(repository, plan, to, &recovery(plan)?, progress)
+}
+
+pub(super) fn restore_told(
+    repository: &Repository,
+    plan: &ClusterPlan,
+    to: &Path,
+    orders: &Orders,
+    progress: &Arc<dyn Progress>,
+) -> Result<Restored> {
+    write_out(repository, plan, to, orders, progress).map_err(|error| {
+        match (error.code(), error.next_step()) {
+            (Code::Io | Code::NotFound, None) => error.hint("name a place that can be written to: --to"),
+            (Code::Full, None) => error.hint("make room, remove what was written, and restore again"),
+            _ => error,
+        }
     })
 }
 
@@ -40,6 +71,7 @@ fn write_out(
     repository: &Repository,
     plan: &ClusterPlan,
     to: &Path,
+    orders: &Orders,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
     let mut restored = write_files(repository, plan, to, OwnerRule::default(), progress)?;
@@ -53,7 +85,7 @@ fn write_out(
     let manifest = document(&reader, MANIFEST, MANIFEST_BYTES_MAX)?;
     write(&to.join(MANIFEST), &manifest, to)?;
     write_log(plan, to, progress.as_ref())?;
-    settle(plan, to)?;
+    settle(orders, to)?;
     Ok(restored)
 }
 
@@ -162,7 +194,7 @@ fn relink(to: &Path, oid: u32, at: &Path) -> Result<()> {
     let link = to.join("pg_tblspc").join(oid.to_string());
     let failed = |error| Error::io(format!("cannot make the link {}", link.display()), error);
     match std::fs::remove_file(&link) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
     let at = std::path::absolute(at).map_err(failed)?;
@@ -178,11 +210,17 @@ pub(super) fn hand_over(file: &File, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells the server to recover, where to stop, and not to act as the server that it is a copy of.
-fn settle(plan: &ClusterPlan, to: &Path) -> Result<()> {
+/// What a restored server is told beside its own settings, and the file that tells it how to start.
+pub(super) struct Orders {
+    pub(super) settings: String,
+    pub(super) signal: &'static str,
+}
+
+/// To recover, where to stop, and not to act as the server that it is a copy of.
+fn recovery(plan: &ClusterPlan) -> Result<Orders> {
     let target: String = target(plan)?.iter().map(|(name, value)| format!("{name} = '{value}'\n")).collect();
-    let text = format!(
-        "# Written by Mainstay for the recovery of point {}. To be removed once it has ended.\n\
+    let settings = format!(
+        "{MARK} for the recovery of point {}. To be removed once it has ended.\n\
          restore_command = '/bin/false'\n\
          recovery_target_action = 'promote'\n\
          {target}\
@@ -190,20 +228,61 @@ fn settle(plan: &ClusterPlan, to: &Path) -> Result<()> {
          archive_mode = 'off'\n",
         plan.point.id
     );
-    let auto = to.join("postgresql.auto.conf");
-    let failed = |error| Error::io(format!("cannot write {}", auto.display()), error);
-    let mut file = File::options().append(true).create(true).mode(0o600).open(&auto).map_err(failed)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    written.and_then(|()| hand_over(&file, to)).map_err(failed)?;
-    for name in ["standby.signal", "recovery.signal"] {
+    Ok(Orders { settings, signal: "recovery.signal" })
+}
+
+/// Adds the orders to the settings that the point has. The directory may belong to a user who puts links there by now: no
+/// name in it is followed.
+fn settle(orders: &Orders, to: &Path) -> Result<()> {
+    let auto = to.join(AUTO);
+    let mut text = inherited(&read_auto(&auto)?);
+    text.extend_from_slice(orders.settings.as_bytes());
+    for name in [AUTO, "standby.signal", "recovery.signal"] {
         let path = to.join(name);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(format!("cannot write {}", path.display()), error));
+            }
             _ => {}
         }
     }
-    let signal = File::options().write(true).create_new(true).mode(0o600).open(to.join("recovery.signal"));
-    signal.and_then(|signal| hand_over(&signal, to)).map_err(failed)
+    write(&auto, &text, to)?;
+    write(&to.join(orders.signal), b"", to)
+}
+
+fn read_auto(path: &Path) -> Result<Vec<u8>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path);
+    let mut text = Vec::new();
+    match file.and_then(|file| file.take(AUTO_BYTES_MAX).read_to_end(&mut text)) {
+        Ok(length) if length as u64 == AUTO_BYTES_MAX => {
+            Err(Error::integrity(format!("{} is too long", path.display())))
+        }
+        Ok(_) => Ok(text),
+        // What a link leads to is in no point.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(LOOP) => Ok(text),
+        Err(error) => Err(Error::io(format!("cannot read {}", path.display()), error)),
+    }
+}
+
+/// What of `postgresql.auto.conf` still counts: nothing that was about an earlier recovery. `ALTER SYSTEM` keeps the lines
+/// of one without the comment above them.
+fn inherited(text: &[u8]) -> Vec<u8> {
+    let mut ours = false;
+    let mut kept = Vec::with_capacity(text.len() + 1);
+    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        ours |= line.starts_with(MARK.as_bytes());
+        let name = line.trim_ascii_start();
+        let name = name.split(|byte| byte.is_ascii_whitespace() || *byte == b'=').next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+        let about_recovery = name.starts_with("recovery_target") || RECOVERY.contains(&name.as_str());
+        let added = ours && (ADDED.contains(&line) || line.starts_with(MARK.as_bytes()));
+        if !about_recovery && !added {
+            kept.extend_from_slice(line);
+            kept.push(b'\n');
+        }
+    }
+    kept
 }
 
 /// The settings that say where recovery stops.
@@ -227,4 +306,21 @@ fn utc(time: Time) -> Result<String> {
     let moment = jiff::Timestamp::from_nanosecond(i128::from(time.0))
         .map_err(|error| Error::new(Code::Usage, "that moment is out of range").because(error.to_string()))?;
     Ok(moment.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MARK, inherited};
+
+    #[test]
+    fn what_an_earlier_recovery_was_told_is_no_setting_of_the_next() {
+        let text = format!(
+            "# Do not edit\nwork_mem = '7MB'\nRecovery_Target_Time='2026'\n  recovery_target = 'immediate'\n\
+             restore_command = 'x'\narchive_mode = 'on'\n{MARK} for the recovery\narchive_mode = 'off'\n\
+             primary_slot_name = ''\nnot_primary_slot_name = 'a'"
+        );
+        let kept = inherited(text.as_bytes());
+        let wanted = "# Do not edit\nwork_mem = '7MB'\narchive_mode = 'on'\nnot_primary_slot_name = 'a'\n";
+        assert_eq!(String::from_utf8(kept).unwrap(), wanted);
+    }
 }

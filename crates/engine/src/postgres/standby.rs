@@ -1,8 +1,5 @@
 //! A standby out of the repository: the files of a point and the log behind it, and from there on what the primary sends.
 
-use std::fs::File;
-use std::io::{Error as IoError, ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,10 +8,7 @@ use mainstay_repository::Repository;
 use mainstay_workloads::files::Restored;
 
 use super::plan::ClusterPlan;
-use super::restore::{hand_over, restore_cluster};
-
-/// How the lines begin that a restore adds to the settings.
-const MARK: &str = "# Written by Mainstay for the recovery";
+use super::restore::{MARK, Orders, restore_told};
 
 /// Whom a standby follows.
 #[derive(Clone, Debug)]
@@ -29,7 +23,7 @@ pub struct StandbyRequest {
 
 /// Writes a standby into a new directory, ready for the server to be started on it.
 ///
-/// Errors: those of [`restore_cluster`]; [`Code::Usage`] for what cannot be a setting.
+/// Errors: those of [`super::restore_cluster`]; [`Code::Usage`] for what cannot be a setting.
 pub fn create_standby(
     repository: &Repository,
     plan: &ClusterPlan,
@@ -37,32 +31,13 @@ pub fn create_standby(
     request: &StandbyRequest,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
-    let settings = settings(request)?;
-    let restored = restore_cluster(repository, plan, to, progress)?;
-    let failed =
-        |what: &str, error: IoError| Error::io(format!("cannot write {what} in {}", to.display()), error);
     // Unlike a copy it may become the primary one day: it keeps what the cluster is set to.
-    let auto = to.join("postgresql.auto.conf");
-    let text = std::fs::read_to_string(&auto).map_err(|error| failed("postgresql.auto.conf", error))?;
-    let own = text.find(MARK).map_or(text.as_str(), |at| text.get(..at).unwrap_or_default());
-    let written = File::options().write(true).truncate(true).open(&auto).and_then(|mut file| {
-        file.write_all(own.as_bytes())?;
-        file.write_all(settings.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(|error| failed("postgresql.auto.conf", error))?;
-    match std::fs::remove_file(to.join("recovery.signal")) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("recovery.signal", error)),
-        _ => {}
-    }
-    let signal = to.join("standby.signal");
-    let signal = File::options().write(true).create(true).truncate(true).mode(0o600).open(signal);
-    signal.and_then(|signal| hand_over(&signal, to)).map_err(|error| failed("standby.signal", error))?;
-    Ok(restored)
+    let orders = Orders { settings: settings(request)?, signal: "standby.signal" };
+    restore_told(repository, plan, to, &orders, progress)
 }
 
 fn settings(request: &StandbyRequest) -> Result<String> {
-    let mut text = "# Written by Mainstay for a standby.\n".to_owned();
+    let mut text = format!("{MARK} for a standby.\n");
     let empty = String::new();
     for (name, value) in [
         ("primary_conninfo", &request.primary),

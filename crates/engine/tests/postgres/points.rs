@@ -136,3 +136,32 @@ fn a_moment_behind_the_last_commit_is_all_of_the_log() {
         assert_eq!(copy.ask("postgres", "SELECT max(n) FROM item").unwrap(), wanted, "{name}");
     }
 }
+
+#[test]
+fn what_an_earlier_recovery_left_in_the_settings_stops_no_later_one() {
+    let server = Postgres::start(&PostgresPlan::default()).unwrap();
+    for setting in [
+        "recovery_target = 'immediate'",
+        "recovery_target_action = 'shutdown'",
+        "recovery_target_timeline = '7'",
+        "restore_command = '/bin/false'",
+        "work_mem = '7MB'",
+    ] {
+        server.ask("postgres", &format!("ALTER SYSTEM SET {setting}")).unwrap();
+    }
+    server.ask("postgres", "CREATE TABLE item AS SELECT 1 AS n").unwrap();
+    let repository = repository();
+    let made = back_up(&repository, &server);
+    server.ask("postgres", "INSERT INTO item VALUES (2)").unwrap();
+    let place: Lsn = server.ask("postgres", "SELECT pg_current_wal_insert_lsn()").unwrap().parse().unwrap();
+    server.ask("postgres", "INSERT INTO item VALUES (3)").unwrap();
+    following(&repository, &server, None, || caught_up(&repository, &server, 1)).0.unwrap();
+    let directory = directory();
+    for (name, until, wanted) in [("end", Until::End, "3"), ("place", Until::Lsn(place), "2")] {
+        let to = directory.path().join(name);
+        restore(&repository, &made.point.workload.id, until, &to);
+        let copy = Postgres::adopt(&to).unwrap();
+        assert_eq!(copy.ask("postgres", "SELECT max(n) FROM item").unwrap(), wanted, "{name}");
+        assert_eq!(copy.ask("postgres", "SHOW work_mem").unwrap(), "7MB");
+    }
+}

@@ -312,6 +312,15 @@ fn scripts_do_what_the_act_does_and_take_it_back() {
     assert_eq!(before, image(&mut open(&server, "live")), "{inverse}");
     server.ask("live", &forward).unwrap_or_else(|error| panic!("{error:?}\n{forward}"));
     assert_eq!(after, image(&mut open(&server, "live")), "{forward}");
+    // What changed between the plan and the script is not overwritten.
+    server.ask("live", &inverse).unwrap();
+    run_all(&mut open(&server, "live"), "UPDATE review SET customer = 7 WHERE id = 13");
+    let before = image(&mut open(&server, "live"));
+    let error = server.ask("live", &forward).unwrap_err();
+    assert!(format!("{error:?}").contains("public.review id=13 was changed since the plan"), "{error:?}");
+    assert_eq!(before, image(&mut open(&server, "live")));
+    run_all(&mut open(&server, "live"), "UPDATE review SET customer = NULL WHERE id = 13");
+    server.ask("live", &forward).unwrap();
     // What came to hang on it since, and what changed since, stays.
     run_all(
         &mut open(&server, "live"),

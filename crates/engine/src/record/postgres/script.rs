@@ -1,8 +1,6 @@
 //! What a restore does, and what takes it back, as SQL that people can read, keep and run. Every literal is quoted by the
 //! server.
 
-use std::fmt::Write as _;
-
 use mainstay_core::{Error, Result};
 
 use super::super::database::Condition;
@@ -35,10 +33,7 @@ impl Postgres {
             text.push_str(&together(&parts));
         }
         for relink in plan.relinks.iter().chain(&plan.columns) {
-            let table = plan.both.live.table(relink.table)?;
-            let set = self.assignments(table, &relink.set, &relink.values)?;
-            let key = self.key_is(table, &relink.row)?;
-            let _written = writeln!(text, "UPDATE {}{} AS t SET {set} WHERE {key};", table.only, table.sql);
+            text.push_str(&self.set_script(plan, relink)?);
         }
         text.push_str("SET CONSTRAINTS ALL IMMEDIATE;\nCOMMIT;\n");
         Ok(text)
@@ -132,14 +127,41 @@ impl Postgres {
         key_text(table, "t", &literals)
     }
 
-    fn emptied_again(&mut self, plan: &Plan, relink: &Relink) -> Result<String> {
+    /// Sets columns that are as the plan saw them, or stops the script.
+    fn set_script(&mut self, plan: &Plan, relink: &Relink) -> Result<String> {
+        let update = self.update_script(plan, relink, &before(relink), &relink.values)?;
         let table = plan.both.live.table(relink.table)?;
-        let old: Vec<Option<String>> =
-            relink.set.iter().map(|column| relink.row.get(*column).cloned().flatten()).collect();
-        let back = self.assignments(table, &relink.set, &old)?;
+        let what = format!(
+            "{} {} was changed since the plan, or the database keeps the change out; rows: ",
+            table.name,
+            table.shown_key(&relink.row)
+        );
+        let what = self.literals(&[vec![Some(&what)]], 1)?.pop().and_then(|mut row| row.pop());
+        // What cannot be read as a number is the error that people see.
+        Ok(format!(
+            "WITH changed AS ({update} RETURNING 1)\nSELECT CASE WHEN pg_catalog.count(*) = 1 THEN 1 \
+             ELSE pg_catalog.concat({}, pg_catalog.count(*))::pg_catalog.int4 END FROM changed;\n",
+            what.unwrap_or_default()
+        ))
+    }
+
+    fn emptied_again(&mut self, plan: &Plan, relink: &Relink) -> Result<String> {
+        Ok(format!("{};\n", self.update_script(plan, relink, &relink.values, &before(relink))?))
+    }
+
+    /// Gives the columns of a row the values of `to`, while they have those of `from`.
+    fn update_script(
+        &mut self,
+        plan: &Plan,
+        relink: &Relink,
+        from: &[Option<String>],
+        to: &[Option<String>],
+    ) -> Result<String> {
+        let table = plan.both.live.table(relink.table)?;
+        let set = self.assignments(table, &relink.set, to)?;
         let key = self.key_is(table, &relink.row)?;
-        let now: Vec<Option<&str>> = relink.values.iter().map(Option::as_deref).collect();
-        let literals = self.literals(&[now], relink.set.len())?.pop().unwrap_or_default();
+        let from: Vec<Option<&str>> = from.iter().map(Option::as_deref).collect();
+        let literals = self.literals(&[from], relink.set.len())?.pop().unwrap_or_default();
         let mut same = Vec::new();
         for (index, literal) in relink.set.iter().zip(literals) {
             let column = column(table, *index)?;
@@ -148,12 +170,8 @@ impl Postgres {
                 column.sql, column.sql_type
             ));
         }
-        Ok(format!(
-            "UPDATE {}{} AS t SET {back} WHERE {key} AND {};\n",
-            table.only,
-            table.sql,
-            same.join(" AND ")
-        ))
+        let (only, same) = (&table.only, same.join(" AND "));
+        Ok(format!("UPDATE {only}{} AS t SET {set} WHERE {key} AND {same}", table.sql))
     }
 
     /// Rows that are to be deleted again, as they are now.
@@ -204,6 +222,11 @@ impl Postgres {
         }
         Ok(images)
     }
+}
+
+/// What the columns that are set have when the plan is made.
+fn before(relink: &Relink) -> Vec<Option<String>> {
+    relink.set.iter().map(|column| relink.row.get(*column).cloned().flatten()).collect()
 }
 
 /// Rows of one table, as literals: their keys, and all of each.

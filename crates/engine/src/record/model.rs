@@ -108,6 +108,8 @@ pub struct Table {
     pub uniques: Vec<Unique>,
     /// Programs of the user that run when rows come or change.
     pub triggers: Vec<Trigger>,
+    /// Keys and exclusions that may be checked at the end of a transaction: by triggers of the database's own.
+    pub deferrable: Vec<String>,
 }
 
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! What a restore of one record would do. One rule decides every question: afterwards the live database equals what it
 //! would have been had the record never been deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mainstay_core::{Code, Error, Result};
 
@@ -9,7 +9,7 @@ use super::both::Both;
 use super::database::Database;
 use super::definition::{Definition, Triggers};
 use super::gather::Gather;
-use super::model::{Row, TableName};
+use super::model::{Reference, Row, TableName};
 use super::needs::settle;
 use super::order::order;
 
@@ -188,6 +188,10 @@ pub fn plan(point: &mut dyn Database, live: &mut dyn Database, ask: &Ask<'_>) ->
     let steps = order(&members, &refs);
     let columns = columns(&both, &members, ask, &mut blocked)?;
     blocked.extend(below(&both, &members, ask)?);
+    if ask.definition.triggers == Triggers::Off {
+        let set: Vec<&Relink> = relinks.iter().chain(&columns).collect();
+        blocked.extend(unchecked(&both, &members, &set)?);
+    }
     let schema = both.changes(&members, &relinks, &mut blocked);
     let triggers = triggers(&both, &members, &relinks, ask.definition.triggers)?;
     notes.extend(both.point.notes.iter().chain(&both.live.notes).cloned());
@@ -271,6 +275,37 @@ fn columns(
     }
     let relink = Relink { table: index, row, by: "its columns".into(), set, values };
     Ok(Some(relink).filter(|relink| !relink.set.is_empty()))
+}
+
+/// What only triggers of the database's own would see to, and these are silenced with the others.
+fn unchecked(both: &Both, members: &[Member], relinks: &[&Relink]) -> Result<Vec<String>> {
+    let coming = members.iter().filter(|member| member.fate == Fate::Insert);
+    let coming = coming.filter_map(|member| both.live_of(member.table));
+    let tables: BTreeSet<usize> = coming.chain(relinks.iter().map(|relink| relink.table)).collect();
+    let mut reasons = BTreeSet::new();
+    for index in tables {
+        let table = both.live.table(index)?;
+        reasons.extend(table.deferrable.iter().map(|name| {
+            format!("with triggers silenced nobody checks {name} of {}, which is deferrable", table.name)
+        }));
+    }
+    for relink in relinks {
+        let meets = |known: &&Reference| {
+            known.parent == relink.table
+                && known.parent_columns.iter().any(|column| relink.set.contains(column))
+        };
+        for reference in both.live.references.iter().filter(meets) {
+            let (table, child) = (both.live.table(relink.table)?, both.live.table(reference.child)?);
+            reasons.insert(format!(
+                "with triggers silenced nobody carries what is set in {} {} on to rows of {} that refer to it by {}",
+                table.name,
+                table.shown_key(&relink.row),
+                child.name,
+                reference.name
+            ));
+        }
+    }
+    Ok(reasons.into_iter().collect())
 }
 
 fn triggers(both: &Both, members: &[Member], relinks: &[Relink], mode: Triggers) -> Result<Vec<String>> {

@@ -142,6 +142,32 @@ fn with_triggers_silenced_nothing_beside_the_record_changes_and_references_are_c
 }
 
 #[test]
+fn what_only_triggers_of_the_database_check_is_not_done_while_they_are_silenced() {
+    let server = server();
+    worlds(&server);
+    let deferred = "ALTER TABLE ticket ADD UNIQUE (customer_ref) DEFERRABLE";
+    run_all(&mut open(&server, "live"), deferred);
+    let off = Request { triggers: Triggers::Off, ..request() };
+    let error = off.restore(&server, "was", "live").unwrap_err();
+    assert!(error.chain().join(" ").contains("nobody checks ticket_customer_ref_key"), "{error:?}");
+    request().restore(&server, "was", "live").unwrap();
+    // A newsletter goes along with the address.
+    run_all(
+        &mut open(&server, "was"),
+        "ALTER TABLE customer ADD UNIQUE (email)\n--\n\
+         CREATE TABLE letter (id int PRIMARY KEY, email text REFERENCES customer (email) ON UPDATE CASCADE)\n--\n\
+         INSERT INTO letter VALUES (1, 'Jo4@x.org')",
+    );
+    copy_database(&server, "was", "live");
+    run_all(&mut open(&server, "live"), "UPDATE customer SET email = 'oops' WHERE id = 4");
+    let off = Request { columns: &["email"], ..off };
+    let error = off.restore(&server, "was", "live").unwrap_err();
+    assert!(error.chain().join(" ").contains("rows of public.letter that refer to it"), "{error:?}");
+    Request { triggers: Triggers::On, ..off }.restore(&server, "was", "live").unwrap();
+    assert_same(&server, "live", "was", String::new);
+}
+
+#[test]
 fn what_was_deleted_or_taken_later_decides_as_the_foreign_keys_would_have() {
     let server = server();
     worlds(&server);

@@ -56,6 +56,17 @@ const TRIGGERS: &str = r#"
 SELECT json_build_object('table', tgrelid::int8, 'name', tgname, 'enabled', tgenabled::text)
 FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D' AND (tgtype & 20) <> 0 ORDER BY tgrelid, tgname"#;
 
+/// What is unique, or excludes others, and may be checked late.
+const DEFERRABLE: &str = r#"
+SELECT DISTINCT json_build_object('table', coalesce(pg_partition_root(conrelid)::oid, conrelid)::int8, 'name', conname)::text
+FROM pg_constraint WHERE contype IN ('p', 'u', 'x') AND condeferrable AND conrelid <> 0 ORDER BY 1"#;
+
+#[derive(Deserialize)]
+struct RawDeferrable {
+    table: i64,
+    name: String,
+}
+
 #[derive(Deserialize)]
 struct RawTable {
     oid: i64,
@@ -165,6 +176,11 @@ pub(super) fn catalog(sql: &mut Sql) -> Result<Catalog> {
             table.triggers.push(Trigger { name: raw.name, always });
         }
     }
+    for raw in read::<RawDeferrable>(sql, DEFERRABLE)? {
+        if let Some(table) = numbers.table(raw.table).and_then(|index| catalog.tables.get_mut(index)) {
+            table.deferrable.push(raw.name);
+        }
+    }
     Ok(catalog)
 }
 
@@ -187,6 +203,7 @@ fn table(raw: RawTable) -> Table {
         key: None,
         uniques: Vec::new(),
         triggers: Vec::new(),
+        deferrable: Vec::new(),
     }
 }
 

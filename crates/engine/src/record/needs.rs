@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use mainstay_core::Result;
 
+use super::database::Condition;
 use super::gather::Gather;
 use super::model::{OnDelete, Reference, Row, values};
 use super::plan::{Fate, Member, Origin};
@@ -22,6 +23,8 @@ struct Ref {
     cascade: bool,
     /// What stands in its place when it has gone: columns of the point, and their values.
     soft: Option<(Vec<usize>, Row)>,
+    /// What became of the row that it referred to, for people, when nothing says what the reference would be now.
+    moved: Option<String>,
 }
 
 type Refs = HashMap<usize, Vec<Ref>>;
@@ -73,31 +76,90 @@ fn explore_one(gather: &mut Gather<'_>, ids: &[usize], reference: &Reference, re
     let keys: Vec<Vec<String>> = holders.iter().map(|(_, key)| key.clone()).collect();
     let parent = gather.both.live.table(reference.parent)?;
     let there = gather.live.rows(parent, &conditions, &keys, false)?;
-    let there: HashSet<usize> = there.into_iter().map(|(found, _)| found).collect();
+    let mut there: HashMap<usize, Row> = there.into_iter().collect();
+    let mut taken = others(gather, reference, &holders, &conditions, &mut there)?;
+    let missing: Vec<usize> = (0..holders.len()).filter(|index| !there.contains_key(index)).collect();
     let mut number = 0..;
-    holders.retain(|_| number.next().is_some_and(|index: usize| !there.contains(&index)));
+    holders.retain(|_| number.next().is_some_and(|index: usize| !there.contains_key(&index)));
     if holders.is_empty() {
         return Ok(());
     }
     let found = parents(gather, reference, &holders, &conditions)?;
     for (position, (id, key)) in holders.iter().enumerate() {
+        let taken = missing.get(position).and_then(|index| taken.remove(index));
         let to = found.get(&position).copied();
-        // What is there under its own key, and not under this one, has another key now.
-        let to = to.filter(|to| {
-            gather
-                .members
-                .get(*to)
-                .is_some_and(|member| matches!(member.fate, Fate::Insert | Fate::NotNeeded | Fate::Erased))
-        });
-        let soft = soft(gather, *id, reference, &columns, key, &conditions)?;
+        let moved = to.and_then(|to| moved(gather, gather.members.get(to)?, taken));
+        let to = to.filter(|_| moved.is_none());
+        let soft = match moved {
+            Some(_) => None,
+            None => soft(gather, *id, reference, &columns, key, &conditions)?,
+        };
         refs.entry(*id).or_default().push(Ref {
             name: reference.name.clone(),
             to,
             cascade: reference.on_delete == OnDelete::Cascade,
             soft,
+            moved,
         });
     }
     Ok(())
+}
+
+/// What is there under its own key, and not under that by which it was referred to, or not any more the one under that: it
+/// was changed, or deleted and another put there, and no rule for deletions decides.
+fn moved(gather: &Gather<'_>, member: &Member, taken: Option<String>) -> Option<String> {
+    let shown = shown(gather, member);
+    match taken {
+        Some(other) => Some(format!("{shown}, and what it was referred to by is of {other} since")),
+        None if matches!(member.fate, Fate::Same | Fate::Changed(_)) => {
+            Some(format!("{shown}, which is there with other values in what it was referred to by"))
+        }
+        None => None,
+    }
+}
+
+/// Takes out of `there` what is another row than the one that was referred to, under the values that this one had; those,
+/// for people.
+fn others(
+    gather: &mut Gather<'_>,
+    reference: &Reference,
+    holders: &[(usize, Vec<String>)],
+    conditions: &[Condition],
+    there: &mut HashMap<usize, Row>,
+) -> Result<HashMap<usize, String>> {
+    let mut taken = HashMap::new();
+    let Some((table, by)) = of_point(gather, reference, conditions) else { return Ok(taken) };
+    let known = gather.both.point.table(table)?;
+    let Some(key) = known.key.as_ref().map(|key| key.columns.clone()) else { return Ok(taken) };
+    // By its own key a row is always the one that it was.
+    if there.is_empty() || key.iter().all(|column| by.iter().any(|condition| condition.column == *column)) {
+        return Ok(taken);
+    }
+    let now: Option<Vec<usize>> = key.iter().map(|column| gather.both.column(table, *column)).collect();
+    let Some(now) = now else { return Ok(taken) };
+    let live = gather.both.live.table(reference.parent)?;
+    let keys: Vec<Vec<String>> = holders.iter().map(|(_, key)| key.clone()).collect();
+    for (found, row) in gather.point.rows(known, &by, &keys, false)? {
+        if there.get(&found).is_some_and(|there| values(there, &now) != values(&row, &key))
+            && let Some(other) = there.remove(&found)
+        {
+            taken.insert(found, format!("{} {}", known.name, live.shown_key(&other)));
+        }
+    }
+    Ok(taken)
+}
+
+/// What a reference of the live catalog refers to, in the point: the table, and how its rows are found.
+fn of_point(
+    gather: &Gather<'_>,
+    reference: &Reference,
+    conditions: &[Condition],
+) -> Option<(usize, Vec<Condition>)> {
+    let table = gather.both.point_of(reference.parent)?;
+    let column = |condition: &Condition| {
+        Some(Condition { column: gather.both.back(table, condition.column)?, ..condition.clone() })
+    };
+    Some((table, conditions.iter().map(column).collect::<Option<_>>()?))
 }
 
 /// The rows of the point that are referred to, as members, by the position of who refers to them.
@@ -105,14 +167,9 @@ fn parents(
     gather: &mut Gather<'_>,
     reference: &Reference,
     holders: &[(usize, Vec<String>)],
-    conditions: &[super::database::Condition],
+    conditions: &[Condition],
 ) -> Result<HashMap<usize, usize>> {
-    let Some(table) = gather.both.point_of(reference.parent) else { return Ok(HashMap::new()) };
-    let mut there = Vec::new();
-    for condition in conditions {
-        let Some(column) = gather.both.back(table, condition.column) else { return Ok(HashMap::new()) };
-        there.push(super::database::Condition { column, ..condition.clone() });
-    }
+    let Some((table, there)) = of_point(gather, reference, conditions) else { return Ok(HashMap::new()) };
     let keys: Vec<Vec<String>> = holders.iter().map(|(_, key)| key.clone()).collect();
     let rows = gather.point.rows(gather.both.point.table(table)?, &there, &keys, false)?;
     let positions: Vec<usize> = rows.iter().map(|(found, _)| *found).collect();
@@ -132,7 +189,7 @@ fn soft(
     reference: &Reference,
     columns: &[usize],
     key: &[String],
-    conditions: &[super::database::Condition],
+    conditions: &[Condition],
 ) -> Result<Option<(Vec<usize>, Row)>> {
     if !matches!(reference.on_delete, OnDelete::SetNull | OnDelete::SetDefault) {
         return Ok(None);
@@ -238,6 +295,10 @@ fn block(gather: &mut Gather<'_>, refs: &Refs, kept: &[bool]) {
     for (id, member) in gather.members.iter().enumerate().filter(|(id, _)| kept.get(*id) == Some(&true)) {
         for known in refs.get(&id).into_iter().flatten().filter(|known| known.soft.is_none()) {
             let shown = shown(gather, member);
+            if let Some(moved) = &known.moved {
+                reasons.push(format!("{shown} refers by {} to {moved}", known.name));
+                continue;
+            }
             match known.to.and_then(|to| gather.members.get(to)) {
                 None => reasons.push(format!(
                     "{shown} refers by {} to a row that is not there, and was not there under that key",

@@ -206,6 +206,43 @@ fn what_was_deleted_or_taken_later_decides_as_the_foreign_keys_would_have() {
 }
 
 #[test]
+fn nothing_is_tied_to_another_row_that_has_the_key_of_its_own_since() {
+    let server = server();
+    let tables = "CREATE TABLE shelf (id int PRIMARY KEY, code text UNIQUE)\n--\n\
+        CREATE TABLE book (id int PRIMARY KEY, shelf text REFERENCES shelf (code) ON UPDATE CASCADE ON DELETE SET NULL)\n--\n\
+        INSERT INTO shelf VALUES (1, 'a')\n--\nINSERT INTO book VALUES (1, 'a')";
+    let book = Request { table: "book", key: &[("id", "1")], ..Request::default() };
+    let since = |script: &str| {
+        copy_database(&server, "template1", "was");
+        run_all(&mut open(&server, "was"), tables);
+        for database in ["live", "never"] {
+            copy_database(&server, "was", database);
+        }
+        run_all(&mut open(&server, "live"), "DELETE FROM book");
+        both(&server, script);
+    };
+    for (script, told) in [
+        ("UPDATE shelf SET code = 'b'", "shelf id=1, which is there with other values"),
+        (
+            "UPDATE shelf SET code = 'b'\n--\nINSERT INTO shelf VALUES (2, 'a')",
+            "is of public.shelf id=2 since",
+        ),
+        ("DELETE FROM shelf\n--\nINSERT INTO shelf VALUES (2, 'a')", "is of public.shelf id=2 since"),
+    ] {
+        since(script);
+        let before = image(&mut open(&server, "live"));
+        let error = book.restore(&server, "was", "live").unwrap_err();
+        assert!(error.chain().join(" ").contains(told), "{error:?}");
+        assert_eq!(before, image(&mut open(&server, "live")));
+    }
+    for script in ["DELETE FROM shelf", "INSERT INTO shelf VALUES (2, 'b')"] {
+        since(script);
+        book.restore(&server, "was", "live").unwrap();
+        assert_same(&server, "live", "never", String::new);
+    }
+}
+
+#[test]
 fn a_schema_that_changed_is_told_before_anything_is_touched() {
     let server = server();
     worlds(&server);

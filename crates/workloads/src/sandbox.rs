@@ -46,9 +46,9 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes one in `scratch`, after clearing away what runs that died have left there. `user` is whom its place belongs
-    /// to, if that is not us.
-    pub fn create(scratch: &Path, user: Option<(u32, u32)>, guard: Option<&GuardProgram>) -> Result<Self> {
+    /// Makes one in `scratch`, after clearing away what runs that died have left there. Its place is ours until
+    /// [`Self::open`].
+    pub fn create(scratch: &Path, guard: Option<&GuardProgram>) -> Result<Self> {
         sweep(scratch);
         // Short: the path of a socket in it has little more than a hundred bytes.
         let tag = std::hash::RandomState::new().build_hasher().finish();
@@ -59,7 +59,6 @@ impl Sandbox {
         let lock = lock(&path, FlockOperation::NonBlockingLockExclusive)?;
         let mut this = Self { place: path.join(PLACE), path: path.clone(), guard: None, _lock: lock };
         std::fs::DirBuilder::new().mode(0o700).create(&this.place).map_err(fail)?;
-        this.give(&this.place, user)?;
         if let Some(GuardProgram { program, arguments }) = guard {
             let program = Program::new(program, Duration::MAX).arguments(arguments);
             let (child, mut control) = program.attend(None)?;
@@ -83,6 +82,12 @@ impl Sandbox {
     /// Where the cluster's directories go, or are mounted.
     pub fn cluster(&self) -> PathBuf {
         self.place.join(CLUSTER)
+    }
+
+    /// Hands the place to the server's user, who may put links there from then on: what has to be done in it by name is done
+    /// before, or follows none.
+    pub fn open(&self, user: Option<(u32, u32)>) -> Result<()> {
+        self.give(&self.place, user)
     }
 
     /// Hands a file or directory to the server's user, following no link.
@@ -147,7 +152,7 @@ pub fn attend(control: impl Read) -> Result<()> {
 fn clear(directory: &Path) -> Result<()> {
     end_users(directory)?;
     let mounted = directory.join(PLACE).join(CLUSTER);
-    match unmount(&mounted, UnmountFlags::DETACH) {
+    match unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Err(Errno::PERM) => {
             let helper = Program::new("fusermount3", UNMOUNT_LIMIT).arguments(["-u", "-z", "--"]);
             // Nothing was mounted, as a rule.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mainstay_core::{Clock, Code, Error, Event, Progress, Result};
 use mainstay_repository::Repository;
 use mainstay_workloads::files::OwnerRule;
-use mainstay_workloads::postgres::{Address, Connection, Programs, Server, server_user};
+use mainstay_workloads::postgres::{Address, Connection, Lsn, Programs, Server, server_user};
 use mainstay_workloads::sandbox::Sandbox;
 use mainstay_workloads::vm::GuardProgram;
 
@@ -17,10 +17,13 @@ use super::lazy::Lazy;
 use super::plan::{ClusterPlan, Until};
 use super::restore::{target, write_files};
 use super::segments::write_log;
+use super::stops;
 
 const TICK: Duration = Duration::from_millis(50);
 /// How long a recovery may stand at one place.
 const STILL_LIMIT: Duration = Duration::from_secs(600);
+/// How long a server may stand before log that it could read: it looks again a few times within that.
+const ENDED_LIMIT: Duration = Duration::from_secs(5);
 /// So often a server is started anew because the log asks for higher limits than the point knew of.
 const STARTS_MAX: u32 = 4;
 /// A server refuses to recover with lower limits than its primary had.
@@ -162,10 +165,12 @@ impl Instance {
         let user = server_user(request.user.as_deref())?;
         let major = plan.cluster.version_number / 10_000;
         let programs = Programs::find(major, request.programs.as_deref(), &request.path, user)?;
-        let sandbox = Sandbox::create(&request.scratch, user, request.guard.as_ref())?;
+        let sandbox = Sandbox::create(&request.scratch, request.guard.as_ref())?;
         let data = sandbox.cluster().join("data");
         let lazy = fill(repository, plan, request.fill, &sandbox, &data, user, progress)?;
         prepare(&sandbox, &data, user)?;
+        // From here on names in it are the server's.
+        sandbox.open(user)?;
         let mut starting =
             Starting { plan, request, programs: &programs, sandbox: &sandbox, clock, progress };
         let started = starting.bring_up(&data, lazy.as_ref());
@@ -367,6 +372,8 @@ struct Starting<'a> {
 /// What a look at a server says.
 enum Look {
     There(Reached),
+    /// It looks for more log and finds none.
+    Ended(Reached),
     /// Not there yet; where it is, to tell whether it moves.
     Moving(String),
     /// It asks for higher limits, which its control file has by now.
@@ -391,6 +398,7 @@ impl Starting<'_> {
     /// Waits until the server has come to its place. `None` when it has to be started anew.
     fn wait(&self, server: &mut Server, lazy: Option<&Lazy>) -> Result<Option<Reached>> {
         let (mut at, mut since) = (String::new(), self.clock.monotonic());
+        let mut unread = None;
         loop {
             self.progress.check()?;
             sound(lazy)?;
@@ -400,12 +408,30 @@ impl Starting<'_> {
                 Look::LimitsTooLow => return Ok(None),
                 Look::Moving(now) if now != at => (at, since) = (now, self.clock.monotonic()),
                 Look::Moving(_) => {}
+                Look::Ended(reached) => {
+                    if unread.is_none() || reached.lsn != at {
+                        (at, since) = (reached.lsn.clone(), self.clock.monotonic());
+                        unread = self.unread(&at)?;
+                    }
+                    let Some(place) = unread else { return Ok(Some(reached)) };
+                    if self.clock.monotonic().saturating_sub(since) > ENDED_LIMIT {
+                        let what = format!("the copy cannot be brought beyond {at} of the log");
+                        let why = format!("the server does not read what the log holds at {place}");
+                        return Err(Error::integrity(what).because(why));
+                    }
+                }
             }
             if self.clock.monotonic().saturating_sub(since) > STILL_LIMIT {
                 return Err(Error::new(Code::Io, "the recovery of the copy stands still").because(at));
             }
             self.clock.sleep(TICK);
         }
+    }
+
+    /// Where there is log that a server which came to its end at `at` has not read.
+    fn unread(&self, at: &str) -> Result<Option<Lsn>> {
+        let lsn = at.parse().map_err(|()| Error::bug("the server stands at no place of a log"))?;
+        stops::unread(self.plan, lsn)
     }
 
     fn look(&self, server: &Server) -> Result<Look> {
@@ -441,11 +467,13 @@ impl Starting<'_> {
         if !ended {
             return Ok(Look::Moving(lsn));
         }
-        if let Until::Transaction(id) = self.plan.until {
+        if let Until::Transaction(id) = self.plan.until
+            && self.unread(&lsn)?.is_none()
+        {
             let what = format!("transaction {id} is not committed in the log up to {lsn}");
             return Err(Error::new(Code::NotFound, what));
         }
-        Ok(Look::There(Reached { lsn, last_commit, end_of_log: true, took: Duration::ZERO }))
+        Ok(Look::Ended(Reached { lsn, last_commit, end_of_log: true, took: Duration::ZERO }))
     }
 }
 

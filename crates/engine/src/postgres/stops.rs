@@ -6,7 +6,7 @@ use mainstay_workloads::postgres::Lsn;
 use mainstay_workloads::postgres::walread::{Record, WalReader};
 
 use super::lines::Leg;
-use super::plan::Until;
+use super::plan::{ClusterPlan, Until};
 
 /// Records end so near to the end of a log that was read whole.
 const PAGE_BYTES: u64 = 8192;
@@ -63,6 +63,9 @@ fn look(
     let mut each = |record: &Record<'_>| {
         found |= is_behind(record);
         read = record.start.0 + record.length as u64;
+        if record.is_switch() && segment > 0 {
+            read = read.next_multiple_of(segment);
+        }
         Ok(())
     };
     for change in journal.read(from)? {
@@ -77,4 +80,35 @@ fn look(
     // Only what was read to its end says that nothing comes.
     let end = Lsn::from_position(&leg.stretch.end).unwrap_or_default();
     Ok(found || end.0.saturating_sub(read) > PAGE_BYTES)
+}
+
+/// Where a record begins, at `lsn` or behind, that is whole in the log, or where it is damaged: a server that came to its end
+/// at `lsn` did not read all of it. `None` for a log of a version that only its server reads.
+pub(super) fn unread(plan: &ClusterPlan, lsn: Lsn) -> Result<Option<Lsn>> {
+    let (mut reader, mut found, mut leg_now) = (None::<WalReader>, None, None);
+    let segment = plan.cluster.segment_bytes;
+    let from = Lsn(lsn.0 - lsn.0 % PAGE_BYTES);
+    let mut told = |record: &Record<'_>| {
+        found = found.or((record.start >= lsn).then_some(record.start));
+        Ok(())
+    };
+    let mut read = || -> Result<()> {
+        plan.read_log(from, &mut |leg, at, bytes| {
+            if leg_now != Some(leg) {
+                // Each leg but the last was left where another begins.
+                reader = Some(WalReader::new(segment));
+                leg_now = Some(leg);
+            }
+            match &mut reader {
+                Some(reader) => reader.push(at, bytes, &mut told),
+                None => Ok(()),
+            }
+        })?;
+        reader.take().map_or(Ok(()), |reader| reader.finish(&mut told))
+    };
+    match read() {
+        Err(error) if error.code() == Code::Unsupported => Ok(None),
+        Err(error) if error.code() == Code::Integrity => Ok(Some(found.unwrap_or(lsn))),
+        read => read.map(|()| found),
+    }
 }

@@ -165,3 +165,22 @@ fn what_an_earlier_recovery_left_in_the_settings_stops_no_later_one() {
         assert_eq!(copy.ask("postgres", "SHOW work_mem").unwrap(), "7MB");
     }
 }
+
+#[test]
+fn a_log_that_ends_with_its_segment_holds_moments_behind_the_last_commit() {
+    let server = Postgres::start(&PostgresPlan::default()).unwrap();
+    server.ask("postgres", "CREATE TABLE item (n int)").unwrap();
+    let repository = repository();
+    let made = back_up(&repository, &server);
+    server.ask("postgres", "INSERT INTO item VALUES (1)").unwrap();
+    let behind = RealClock.now();
+    server.ask("postgres", "SELECT pg_switch_wal()").unwrap();
+    following(&repository, &server, None, || caught_up(&repository, &server, 1)).0.unwrap();
+    let end = repository.journals().unwrap()[0].stretches()[0].end.clone();
+    assert_eq!(Lsn::from_position(&end).unwrap().0 % (16 << 20), 0, "something came behind the switch");
+    let directory = directory();
+    let to = directory.path().join("again");
+    restore(&repository, &made.point.workload.id, Until::Time(behind), &to);
+    let copy = Postgres::adopt(&to).unwrap();
+    assert_eq!(copy.ask("postgres", "SELECT max(n) FROM item").unwrap(), "1");
+}

@@ -77,8 +77,7 @@ impl Server {
             (NAMES, ""),
         ] {
             let path = place.join(name);
-            write(&path, text)?;
-            sandbox.give(&path, programs.user())?;
+            write(&path, text, programs.user())?;
         }
         let log = sandbox.path().join(Self::LOG);
         let file = File::options().append(true).create(true).mode(0o600).open(&log);
@@ -201,11 +200,16 @@ fn escaped(value: &str) -> Result<String> {
     Ok(value.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
+fn write(path: &Path, text: &str, user: Option<(u32, u32)>) -> Result<()> {
     use std::io::Write as _;
     // Made anew: the place belongs to another user, whose links are not followed.
     let _there_was_none = std::fs::remove_file(path);
     let file = File::options().write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
+    let written = file.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        // The file, whatever is at its name by now.
+        let Some((user, group)) = user else { return Ok(()) };
+        std::os::unix::fs::fchown(&file, Some(user), Some(group))
+    });
+    written.map_err(|error| Error::io(format!("cannot write {}", path.display()), error))
 }

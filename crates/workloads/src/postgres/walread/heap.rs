@@ -76,7 +76,8 @@ pub struct Ending {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn is_switch(&self) -> bool {
+    /// Nothing comes behind it before the next segment.
+    pub fn is_switch(&self) -> bool {
         self.manager == XLOG && self.info & !0x0f == 0x40
     }
 

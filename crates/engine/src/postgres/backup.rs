@@ -11,9 +11,10 @@ use mainstay_core::{
     Source, StreamRef, WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
-use mainstay_workloads::postgres::{BaseBackup, BaseRequest, Connection, KIND, WalStream};
+use mainstay_workloads::postgres::{BaseBackup, BaseRequest, Connection, KIND, Lsn, WalStream};
 
 use super::follow::{FollowCluster, Followed, connect, run_on};
+use super::lines::holds;
 use super::stream;
 use crate::backup::find;
 use crate::copy::copy;
@@ -117,7 +118,7 @@ pub fn backup_cluster(
     progress.event(&Event::Phase(mainstay_core::Phase::Copying));
     let point = copy(Box::new(source), Box::new(writer), progress.as_ref())?;
     let point = find(repository, &point)?;
-    let end = mainstay_workloads::postgres::Lsn::from_position(&point.position).unwrap_or_default();
+    let end = Lsn::from_position(&point.position).unwrap_or_default();
     Ok(ClusterPoint {
         point,
         version: cluster.version,
@@ -231,7 +232,11 @@ struct Told<'a> {
 
 impl ChangeStream for Told<'_> {
     fn next(&mut self) -> Result<Option<Change>> {
-        self.stream.next()
+        let next = self.stream.next()?;
+        if next.is_none() && self.stream.switch().is_some() {
+            return Err(promoted());
+        }
+        Ok(next)
     }
 
     fn acknowledge(&mut self, durable: &Position) -> Result<()> {
@@ -239,6 +244,11 @@ impl ChangeStream for Told<'_> {
         let _heard = self.sender.send(durable.clone());
         self.stream.acknowledge(durable)
     }
+}
+
+fn promoted() -> Error {
+    Error::new(Code::Refused, "the log went on upon another timeline while the backup was taken")
+        .hint("a server was promoted meanwhile; run the backup again")
 }
 
 struct Until<'a>(&'a AtomicBool);
@@ -284,6 +294,23 @@ impl WithLog<'_> {
     }
 }
 
+impl WithLog<'_> {
+    /// Nothing may be missing of what brings the files to a consistent state.
+    fn check_whole(&self, end: &Position) -> Result<()> {
+        let start = self.base.cluster().start.parse::<Lsn>();
+        let start = start.map_err(|()| Error::bug("a backup that does not say where it starts"))?.position();
+        let journal = self.repository.journal(&self.stream)?;
+        let stretches = journal.map(|journal| journal.stretches()).unwrap_or_default();
+        if stretches.iter().any(|stretch| holds(stretch, &start, end)) {
+            return Ok(());
+        }
+        let what = "a part of the log that belongs to the backup is not in the journal";
+        Err(Error::new(Code::Conflict, what).hint(
+            "run the backup again; on a standby once it has made a restart point behind where the journal begins",
+        ))
+    }
+}
+
 impl Source for WithLog<'_> {
     fn next(&mut self) -> Result<Next> {
         self.base.next()
@@ -291,9 +318,14 @@ impl Source for WithLog<'_> {
 
     fn seal(&mut self) -> Result<Captured> {
         let captured = self.base.seal()?;
+        let cluster = self.base.cluster();
+        if cluster.end_timeline != cluster.start_timeline {
+            return Err(promoted());
+        }
         if !self.log.wait(&captured.position, self.progress.as_ref())? {
             self.wait_for_others(&captured.position)?;
         }
+        self.check_whole(&captured.position)?;
         Ok(captured)
     }
 

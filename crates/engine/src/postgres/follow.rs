@@ -10,8 +10,7 @@ use mainstay_repository::{JournalWriter, Repository};
 use mainstay_workloads::postgres::{Connection, History, Identity, Lsn, Slot, WalRequest, WalStream};
 
 use super::backup::Dial;
-use super::history;
-use super::stream;
+use super::{history, same, stream};
 use crate::follow::{Closing, follow};
 
 /// A server that has gone is asked again so often.
@@ -43,7 +42,8 @@ pub(super) struct Followed {
 /// Follows the log of a cluster until the run is cancelled: over the ends of timelines, and, once it has been followed at
 /// all, over restarts of the server.
 ///
-/// Errors: those of the server and of the journal. [`Code::Conflict`] when somebody else follows it already.
+/// Errors: those of the server and of the journal. [`Code::Conflict`] when somebody else follows it already;
+/// [`Code::AlreadyExists`] when the journal has another log of this cluster.
 pub fn follow_cluster(
     repository: &Repository,
     dial: &Dial<'_>,
@@ -153,10 +153,15 @@ pub(super) fn connect(
     let begin = identity.flushed.segment_start(identity.segment_bytes);
     let last = legs.len() - 1;
     loop {
-        if start.leg == last && start.from > identity.flushed {
-            return Err(ahead(start.from, identity.flushed));
-        }
         let timeline = legs.get(start.leg).map_or(identity.timeline, |(timeline, _)| *timeline);
+        if start.leg == last && start.from > identity.flushed {
+            check_reached(dial, start.from)?;
+        }
+        if start.journal.end() == Some(&start.from.position()) {
+            let reference = stream(&request.workload, &identity.system, timeline);
+            let at = (timeline, start.from);
+            same::check(repository, dial, &reference, at, identity.segment_bytes, clock)?;
+        }
         let mut stream = open(dial, request, timeline, start.from, clock)?;
         let is_newest = start.leg == last;
         let gave_up = lost.as_ref().is_some_and(|lost| lost.gave_up);
@@ -305,8 +310,21 @@ fn first(stream: &mut WalStream, journal: &mut JournalWriter) -> Result<bool> {
     }
 }
 
-fn ahead(ours: Lsn, theirs: Lsn) -> Error {
-    Error::new(Code::Conflict, format!("the journal goes to {ours}, and this server only to {theirs}")).hint(
-        "a standby that lags will get there; a server that lost the end of its log needs a new workload: --name",
-    )
+/// Errors: [`Code::Conflict`] when a standby has not come so far yet; [`Code::AlreadyExists`] for a primary, which lost what
+/// it once had.
+fn check_reached(dial: &Dial<'_>, from: Lsn) -> Result<()> {
+    // Since it was asked it may have gone on, and somebody else have stored that.
+    let mut connection = dial(true)?;
+    let flushed = WalStream::identify(&mut connection)?.flushed;
+    if from <= flushed {
+        return Ok(());
+    }
+    let what = format!("the journal goes to {from}, and this server only to {flushed}");
+    Err(if connection.value("SHOW in_hot_standby")? == "on" {
+        Error::new(Code::Conflict, what).hint("a standby that lags will get there")
+    } else {
+        Error::new(Code::AlreadyExists, what).hint(
+            "it was put back to an earlier state, or lost the end of its log; protect it under another name: --name",
+        )
+    })
 }

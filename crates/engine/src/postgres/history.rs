@@ -16,7 +16,7 @@ fn stream(workload: &WorkloadRef, system: &str, timeline: u32) -> StreamRef {
 
 /// Asks a server for the history of its timeline, and stores it.
 ///
-/// Errors: [`Code::Conflict`] when another history of this timeline is stored.
+/// Errors: [`Code::AlreadyExists`] when another history of this timeline is stored.
 pub(super) fn keep(
     repository: &Repository,
     connection: &mut Connection,
@@ -30,7 +30,7 @@ pub(super) fn keep(
 
 /// Stores a history, unless it is there.
 ///
-/// Errors: [`Code::Conflict`] when another history of this timeline is stored.
+/// Errors: [`Code::AlreadyExists`] when another history of this timeline is stored.
 pub(super) fn store(
     repository: &Repository,
     workload: &WorkloadRef,
@@ -60,7 +60,7 @@ pub(super) fn store(
 
 fn other(timeline: u32) -> Error {
     let what = format!("the repository knows another timeline {timeline} of this cluster");
-    Error::new(Code::Conflict, what).hint(
+    Error::new(Code::AlreadyExists, what).hint(
         "two servers were promoted, each for itself; protect this one under another name: --name, or promote it again",
     )
 }

@@ -27,13 +27,17 @@ impl Run {
     pub(super) fn since(&self, timeline: u32, start: &Position, end: &Position) -> Option<&[Leg]> {
         let first = self.0.iter().position(|leg| leg.timeline == timeline)?;
         let leg = self.0.get(first)?;
-        let holds = leg.stretch.start <= *start && leg.stretch.end >= *end;
-        if holds { self.0.get(first..) } else { None }
+        if holds(&leg.stretch, start, end) { self.0.get(first..) } else { None }
     }
 
     pub(super) fn end(&self) -> Option<&Leg> {
         self.0.last()
     }
+}
+
+/// Whether nothing is missing of what a base backup needs that reads the log from `start` on and is consistent at `end`.
+pub(super) fn holds(stretch: &Stretch, start: &Position, end: &Position) -> bool {
+    stretch.start <= *start && stretch.end >= *end
 }
 
 /// The timeline that a journal is of; `None` for one that is no log.

@@ -14,6 +14,7 @@ mod offline;
 mod plan;
 mod push;
 mod restore;
+mod same;
 mod segments;
 mod standby;
 mod stops;

@@ -7,7 +7,7 @@ use mainstay_core::{Code, Error, ItemPath, Piece, PointId, Position, Result, Tim
 use mainstay_repository::{Journal, PointInfo, PointReader, Repository, Stretch};
 use mainstay_workloads::postgres::{CLUSTER, Cluster, History, KIND, Lsn};
 
-use super::lines::{Leg, Run, runs};
+use super::lines::{Leg, Run, holds, runs};
 use super::{history, stops};
 
 /// No description of a cluster is longer.
@@ -102,12 +102,8 @@ pub fn intervals(
 ) -> Vec<(String, Stretch)> {
     let runs = runs(journals, workload);
     let ours = |point: &&PointInfo| point.workload.id == *workload && point.workload.kind.0 == KIND;
-    let mut timelines: Vec<u32> = runs.iter().flat_map(|run| &run.0).map(|leg| leg.timeline).collect();
-    timelines.sort_unstable();
-    timelines.dedup();
-    let several = timelines.len() > 1;
     let points = points.iter().filter(ours).collect();
-    let mut known = Known { repository, points, several, timelines: HashMap::new() };
+    let mut known = Known { repository, points, starts: HashMap::new() };
     let mut spans = Vec::new();
     for run in runs {
         let found = known.oldest_of(&run);
@@ -120,41 +116,38 @@ pub fn intervals(
     spans
 }
 
-/// The points of a workload, and on which timeline each stands. That costs a read, and is asked only where there are
-/// several.
+/// The points of a workload, and on which timeline each stands and where its log begins. That costs a read.
 struct Known<'a> {
     repository: &'a Repository,
     points: Vec<&'a PointInfo>,
-    several: bool,
-    timelines: HashMap<PointId, Option<u32>>,
+    starts: HashMap<PointId, Option<(u32, Position)>>,
 }
 
 impl Known<'_> {
-    /// `None` when it may be any.
-    fn timeline(&mut self, point: &PointInfo) -> Option<u32> {
-        if !self.several {
-            return None;
-        }
-        let read = || Some(cluster(&self.repository.read(&point.id).ok()?).ok()?.start_timeline);
-        *self.timelines.entry(point.id).or_insert_with(read)
+    /// `None` when it cannot be read, and may be anywhere.
+    fn start(&mut self, point: &PointInfo) -> Option<&(u32, Position)> {
+        let read = || {
+            let cluster = cluster(&self.repository.read(&point.id).ok()?).ok()?;
+            Some((cluster.start_timeline, cluster.start.parse::<Lsn>().ok()?.position()))
+        };
+        self.starts.entry(point.id).or_insert_with(read).as_ref()
     }
 
     /// Where and when the oldest point stands that leads to the end of a run.
     fn oldest_of(&mut self, run: &Run) -> Option<(Position, Time)> {
-        let mut oldest: Option<(usize, Position, Time)> = None;
-        for point in self.points.clone() {
-            let timeline = self.timeline(point);
-            let holds = |leg: &Leg| {
-                timeline.is_none_or(|timeline| leg.timeline == timeline)
-                    && (&leg.stretch.start..=&leg.stretch.end).contains(&&point.position)
-            };
-            let Some(leg) = run.0.iter().position(holds) else { continue };
-            let place = (leg, point.position.clone(), point.moment);
-            if oldest.as_ref().is_none_or(|oldest| (place.0, &place.1) < (oldest.0, &oldest.1)) {
-                oldest = Some(place);
-            }
+        let mut places: Vec<(usize, &PointInfo)> = Vec::new();
+        for (number, leg) in run.0.iter().enumerate() {
+            let within = |point: &&&PointInfo| holds(&leg.stretch, &point.position, &point.position);
+            places.extend(self.points.iter().filter(within).map(|point| (number, *point)));
         }
-        oldest.map(|(_, position, moment)| (position, moment))
+        places.sort_by_key(|(leg, point)| (*leg, &point.position));
+        let (_, oldest) = places.into_iter().find(|(number, point)| {
+            let Some(leg) = run.0.get(*number) else { return false };
+            self.start(point).is_none_or(|(timeline, start)| {
+                leg.timeline == *timeline && holds(&leg.stretch, start, &point.position)
+            })
+        })?;
+        Some((oldest.position.clone(), oldest.moment))
     }
 }
 

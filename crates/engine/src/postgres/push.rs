@@ -16,7 +16,7 @@ use super::plan::cluster;
 use super::{history, stream};
 
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
-/// Segments that say otherwise than the journal: nothing of them is lost, and no server waits for ever.
+/// Files that say otherwise than the journal: nothing of them is lost, and no server waits for ever.
 const ASIDE: &str = "aside ";
 /// In a segment of an unknown size.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -28,7 +28,7 @@ pub enum Pushed {
     Stored,
     /// It was there already.
     Known,
-    /// It is durable, but beside the journal, which has other bytes in its place.
+    /// It is durable, but beside the journal, which has other bytes in its place or another history of its timeline.
     Aside,
     /// Recovery never asks for such a file.
     Unneeded,
@@ -57,7 +57,12 @@ pub fn push_wal(repository: &Repository, name: &str, file: &Path) -> Result<Push
     }
     let workload = workload_of(name, &head.system);
     let mut reference = stream(&workload, &head.system, segment.timeline);
-    reference.parent = parent(repository, &workload, &head.system, segment.timeline, file)?;
+    reference.parent = match parent(repository, &workload, &head.system, segment.timeline, file) {
+        Err(error) if error.code() == Code::AlreadyExists => {
+            return set_aside(repository, &workload, &head.system, &file_name, bytes);
+        }
+        parent => parent?,
+    };
     let start = segment.start(head.segment_bytes);
     let written = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let time = written.map(|since| Time::from_seconds(0).plus(since));
@@ -120,7 +125,7 @@ fn differs(
 }
 
 /// Fills a buffer with the log from `start` on, as far as it goes without a hole.
-fn read(journal: &Journal, start: Lsn, buffer: &mut [u8]) -> Result<usize> {
+pub(super) fn read(journal: &Journal, start: Lsn, buffer: &mut [u8]) -> Result<usize> {
     let mut filled = 0;
     for change in journal.read(&start.position())? {
         let change = match change {
@@ -160,7 +165,7 @@ fn set_aside(
     Ok(Pushed::Aside)
 }
 
-/// The segments of a workload that were set aside, by their files' names.
+/// The files of a workload that were set aside, by their files' names.
 pub fn aside(journals: &[Journal], workload: &WorkloadRef) -> Vec<String> {
     let ours = journals.iter().filter(|journal| journal.stream().workload.id == workload.id);
     let name =
@@ -182,8 +187,14 @@ fn push_history(
     let data = file.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     let system = system_of(data)?;
     let history = History::parse(timeline, bytes)?;
-    history::store(repository, &workload_of(name, &system), &system, &history)?;
-    Ok(Pushed::Stored)
+    let workload = workload_of(name, &system);
+    match history::store(repository, &workload, &system, &history) {
+        // Two servers were promoted, each for itself.
+        Err(error) if error.code() == Code::AlreadyExists => {
+            set_aside(repository, &workload, &system, file_name, history.text)
+        }
+        stored => stored.map(|()| Pushed::Stored),
+    }
 }
 
 /// The cluster's number, which its control file begins with.

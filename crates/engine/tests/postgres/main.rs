@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod apart;
+mod astray;
 mod common;
 mod failures;
 mod log;

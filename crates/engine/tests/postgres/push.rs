@@ -100,6 +100,19 @@ fn what_is_pushed_and_what_is_followed_are_one_journal() {
     {
         assert_eq!(push(&repository, file), Pushed::Stored);
     }
+    // Another one that was promoted, for itself: its archive_command does not fail for ever.
+    let other = directory.path().join("other/pg_wal");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::create_dir(directory.path().join("other/global")).unwrap();
+    std::fs::copy(standby.data().join("global/pg_control"), directory.path().join("other/global/pg_control"))
+        .unwrap();
+    std::fs::write(other.join("00000002.history"), "1\t0/1000028\tno recovery target specified\n").unwrap();
+    let segment = files.last().unwrap().file_name().unwrap();
+    std::fs::copy(files.last().unwrap(), other.join(segment)).unwrap();
+    assert_eq!(push(&repository, &other.join("00000002.history")), Pushed::Aside);
+    assert_eq!(push(&repository, &other.join(segment)), Pushed::Aside);
+    let names = aside(&repository.journals().unwrap(), workload);
+    assert!(names.iter().any(|name| name == "00000002.history"), "{names:?}");
     fetch_wal(&repository, "shop", "00000002.history", &to).unwrap();
     assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(wal.join("00000002.history")).unwrap());
     assert!(holes(&repository.journals().unwrap(), &workload.id).is_empty());

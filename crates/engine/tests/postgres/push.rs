@@ -1,6 +1,6 @@
 //! The log as a server pushes it and asks for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mainstay_core::Code;
 use mainstay_engine::postgres::{Pushed, Until, aside, fetch_wal, holes, push_wal};
@@ -28,7 +28,7 @@ fn fill(server: &Postgres, number: u32) {
     server.ask("postgres", "SELECT pg_switch_wal()").unwrap();
 }
 
-fn push(repository: &Repository, file: &std::path::Path) -> Pushed {
+fn push(repository: &Repository, file: &Path) -> Pushed {
     push_wal(repository, "shop", file).unwrap()
 }
 
@@ -100,19 +100,8 @@ fn what_is_pushed_and_what_is_followed_are_one_journal() {
     {
         assert_eq!(push(&repository, file), Pushed::Stored);
     }
-    // Another one that was promoted, for itself: its archive_command does not fail for ever.
-    let other = directory.path().join("other/pg_wal");
-    std::fs::create_dir_all(&other).unwrap();
-    std::fs::create_dir(directory.path().join("other/global")).unwrap();
-    std::fs::copy(standby.data().join("global/pg_control"), directory.path().join("other/global/pg_control"))
-        .unwrap();
-    std::fs::write(other.join("00000002.history"), "1\t0/1000028\tno recovery target specified\n").unwrap();
-    let segment = files.last().unwrap().file_name().unwrap();
-    std::fs::copy(files.last().unwrap(), other.join(segment)).unwrap();
-    assert_eq!(push(&repository, &other.join("00000002.history")), Pushed::Aside);
-    assert_eq!(push(&repository, &other.join(segment)), Pushed::Aside);
-    let names = aside(&repository.journals().unwrap(), workload);
-    assert!(names.iter().any(|name| name == "00000002.history"), "{names:?}");
+    another_promoted(&repository, &standby, files.last().unwrap(), directory.path());
+    assert!(aside(&repository.journals().unwrap(), workload).contains(&"00000002.history".to_owned()));
     fetch_wal(&repository, "shop", "00000002.history", &to).unwrap();
     assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(wal.join("00000002.history")).unwrap());
     assert!(holes(&repository.journals().unwrap(), &workload.id).is_empty());
@@ -121,4 +110,17 @@ fn what_is_pushed_and_what_is_followed_are_one_journal() {
     let copy = Postgres::adopt(&to).unwrap();
     let counted = copy.ask("postgres", "SELECT string_agg(DISTINCT n::text, ' ') FROM item").unwrap();
     assert_eq!(counted, "1 2 3", "what was not pushed is not there");
+}
+
+/// Another one that was promoted, for itself, pushes the history of its timeline and a segment: both are taken.
+fn another_promoted(repository: &Repository, standby: &Postgres, segment: &Path, at: &Path) {
+    let (wal, global) = (at.join("other/pg_wal"), at.join("other/global"));
+    for directory in [&wal, &global] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    std::fs::copy(standby.data().join("global/pg_control"), global.join("pg_control")).unwrap();
+    let (history, copy) = (wal.join("00000002.history"), wal.join(segment.file_name().unwrap()));
+    std::fs::write(&history, "1\t0/1000028\tno recovery target specified\n").unwrap();
+    std::fs::copy(segment, &copy).unwrap();
+    assert_eq!([push(repository, &history), push(repository, &copy)], [Pushed::Aside, Pushed::Aside]);
 }

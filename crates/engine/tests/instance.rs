@@ -8,7 +8,8 @@ use std::sync::Arc;
 use mainstay_core::{Clock, Code, Progress, Result, Silent};
 use mainstay_engine::postgres::{
     ClusterBackup, ClusterPoint, Fill, Instance, InstanceRequest, OfflineBackup, StandbyRequest, Until,
-    backup_cluster, backup_cluster_offline, create_standby, plan_cluster, restore_cluster_in_place,
+    backup_cluster, backup_cluster_offline, create_standby, plan_cluster, restore_cluster,
+    restore_cluster_in_place,
 };
 use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
@@ -56,6 +57,19 @@ impl Scene {
     fn instance(&self, point: &ClusterPoint, fill: Fill, until: Until) -> Result<Instance> {
         let plan = plan_cluster(&self.repository, &point.point.workload.id, until)?;
         Instance::start(&self.repository, &plan, &request(self.scratch.path(), fill), &clock(), &progress())
+    }
+
+    /// What a server answers on files that were restored.
+    fn restored(&self, point: &ClusterPoint, until: Until, sql: &str) -> String {
+        let plan = plan_cluster(&self.repository, &point.point.workload.id, until).unwrap();
+        assert_eq!(plan.point.id, point.point.id);
+        let place = tempfile::Builder::new().prefix("ms-back-").tempdir_in(self.scratch.path()).unwrap();
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let to = place.path().join("data");
+        restore_cluster(&self.repository, &plan, &to, &progress()).unwrap();
+        let server = Postgres::adopt(&to).unwrap();
+        server.ask("postgres", sql).unwrap()
     }
 
     fn nothing_is_left(&self) {
@@ -256,19 +270,13 @@ fn lines(server: &Postgres) -> (String, String) {
     (stop, format!("{root}{newest} -D {data} {options} -l {place}/again.log -w start"))
 }
 
-#[test]
-fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
-    let scene = Scene::new(&[]);
-    let space = scene.server.space("space").unwrap();
-    let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
-    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", space.display()));
-    ask("CREATE TABLE item TABLESPACE extra AS SELECT generate_series(1, 1000) n");
-    let (stop, start) = lines(&scene.server);
-    let request = OfflineBackup {
+fn offline(server: &Postgres) -> OfflineBackup {
+    let (stop, start) = lines(server);
+    OfflineBackup {
         host: "here".into(),
         name: "shop".into(),
         tags: Vec::new(),
-        data: scene.server.data().to_owned(),
+        data: server.data().to_owned(),
         stop,
         start,
         limit: std::time::Duration::from_secs(60),
@@ -277,11 +285,24 @@ fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
         path: Vec::new(),
         jobs: 2,
         guard: None,
-    };
+    }
+}
+
+#[test]
+fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
+    let scene = Scene::new(&[]);
+    let space = scene.server.space("space").unwrap();
+    let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
+    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", space.display()));
+    ask("CREATE TABLE item TABLESPACE extra AS SELECT generate_series(1, 1000) n");
+    let request = offline(&scene.server);
     let back_up =
         |request: &OfflineBackup| backup_cluster_offline(&scene.repository, request, &clock(), &progress());
     let (point, away) = back_up(&request).unwrap();
     assert!(!away.is_zero());
+    for until in [Until::End, Until::Consistent] {
+        assert_eq!(scene.restored(&point, until, "SELECT count(*) FROM item"), "1000");
+    }
     assert_eq!(ask("SELECT count(*) FROM item"), "1000");
     // Not in time, and not stopped: no point, and the server runs.
     let late = OfflineBackup { max_downtime: Some(std::time::Duration::ZERO), ..request.clone() };

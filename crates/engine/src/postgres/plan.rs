@@ -183,7 +183,11 @@ pub fn plan_cluster_on(
             let cluster = clusters.remove(&point.id).ok_or_else(|| Error::bug("a point has gone"))?;
             let histories = history::all(&journals, workload)?;
             // A server that comes to the end of its log before it was to stop refuses to start.
-            let comes = stops::comes(&journals, &legs, cluster.segment_bytes, &until)?;
+            let comes = match until {
+                // Of a stopped server there may be nothing behind its files.
+                Until::Consistent => legs.last().is_none_or(|leg| leg.stretch.end > point.position),
+                _ => stops::comes(&journals, &legs, cluster.segment_bytes, &until)?,
+            };
             let until = if comes { until } else { Until::End };
             let journals = Arc::new(journals);
             return Ok(ClusterPlan { point, cluster, until, legs, histories, journals });

@@ -81,9 +81,11 @@ fn write_out(
         add(&mut restored, part(&reader, CONFIGURATION, &beside, OwnerRule::default(), progress)?);
     }
     configuration::settle(&plan.cluster, &beside, to)?;
-    // PostgreSQL's own check, pg_verifybackup, reads it there.
-    let manifest = document(&reader, MANIFEST, MANIFEST_BYTES_MAX)?;
-    write(&to.join(MANIFEST), &manifest, to)?;
+    // PostgreSQL's own check, pg_verifybackup, reads it there. Of a stopped server nobody wrote one.
+    if reader.lookup(&path(MANIFEST)?)?.is_some() {
+        let manifest = document(&reader, MANIFEST, MANIFEST_BYTES_MAX)?;
+        write(&to.join(MANIFEST), &manifest, to)?;
+    }
     write_log(plan, to, progress.as_ref())?;
     settle(orders, to)?;
     Ok(restored)
@@ -140,6 +142,10 @@ pub(super) fn tablespace(to: &Path, oid: u32) -> PathBuf {
     name.into()
 }
 
+fn path(name: &str) -> Result<ItemPath> {
+    ItemPath::new(name).map_err(|error| Error::bug("a name of ours is no path").because(error))
+}
+
 fn part(
     reader: &PointReader,
     top: &str,
@@ -147,7 +153,7 @@ fn part(
     owners: OwnerRule,
     progress: &Arc<dyn Progress>,
 ) -> Result<Restored> {
-    let top = ItemPath::new(top).map_err(|error| Error::bug("a name of ours is no path").because(error))?;
+    let top = path(top)?;
     let source = Beneath { source: Box::new(reader.source(vec![top.clone()])?), top };
     let target = FilesTarget::new(FilesPlan {
         root: to.to_owned(),

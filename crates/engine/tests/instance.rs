@@ -330,3 +330,36 @@ fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
         .run("pg_ctl", &["-D", &scene.server.data().display().to_string(), "-m", "immediate", "stop"])
         .unwrap();
 }
+
+#[test]
+fn a_stopped_server_that_was_promoted_once_leads_on_from_its_old_timeline() {
+    let mut scene = Scene::new(&[]);
+    scene.server.ask("postgres", "CREATE TABLE item AS SELECT generate_series(1, 10) n").unwrap();
+    let standby = scene.server.standby().unwrap();
+    let back_up = |server| backup_cluster_offline(&scene.repository, &offline(server), &clock(), &progress());
+    // It is not even stopped.
+    let error = back_up(&standby).unwrap_err();
+    assert!(error.code() == Code::Refused && error.what().contains("is a standby"), "{error:?}");
+    standby.ask("postgres", "SELECT 1").unwrap();
+    scene.back_up();
+    // All that the primary wrote is in the journal, and comes to the standby.
+    scene.server.stop();
+    standby.promote().unwrap();
+    standby.ask("postgres", "INSERT INTO item VALUES (11)").unwrap();
+    let (point, _) = back_up(&standby).unwrap();
+    let until = || Until::Lsn(Lsn::from_position(&point.point.position).unwrap());
+    assert_eq!(
+        (point.timeline, scene.restored(&point, Until::End, "SELECT sum(n) FROM item")),
+        (2, "66".into())
+    );
+    standby.ask("postgres", "DELETE FROM item").unwrap();
+    scene.back_up_from(&standby);
+    let plan = plan_cluster(&scene.repository, &point.point.workload.id, until()).unwrap();
+    let timelines: Vec<u32> = plan.legs.iter().map(|leg| leg.timeline).collect();
+    assert_eq!((plan.point.id, timelines), (point.point.id, vec![2]));
+    let journals = scene.repository.journals().unwrap();
+    let parents: Vec<_> = journals.iter().filter_map(|journal| journal.stream().parent.clone()).collect();
+    assert!(matches!(parents.as_slice(), [(name, _)] if name.ends_with("timeline 1")), "{parents:?}");
+    let data = standby.data().display().to_string();
+    standby.run("pg_ctl", &["-D", &data, "-m", "immediate", "stop"]).unwrap();
+}

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::{
-    Captured, Change, Clock, Code, Error, Event, Next, Phase, Progress, Receipt, Result, Source, Time,
-    WorkloadRef,
+    Captured, Change, Clock, Code, Error, Event, Next, Phase, Progress, Receipt, Result, Source, StreamRef,
+    Time, WorkloadRef,
 };
 use mainstay_repository::{Compression, Parent, Repository, WriteRequest};
-use mainstay_workloads::postgres::{Cluster, Lsn, OfflineFiles, Programs, describe_offline, read_log};
+use mainstay_workloads::postgres::{
+    Cluster, History, Lsn, OfflineFiles, Programs, describe_offline, is_standby, read_log,
+};
 use mainstay_workloads::process::Program;
 use mainstay_workloads::promise::{Promise, Promised};
 use mainstay_workloads::vm::GuardProgram;
 
 use super::backup::{ClusterPoint, workload_of};
 use super::in_place::check_stopped;
-use super::stream;
+use super::{history, stream};
 use crate::backup::find;
 use crate::copy::copy;
 
@@ -47,7 +49,7 @@ pub struct OfflineBackup {
 /// Stops a server, copies its files, and starts it again: before the point is written to its end, after every error, and when
 /// this process is killed. How long it was away comes with the point.
 ///
-/// Errors: [`Code::Refused`] when it did not end in order, and when it was away for too long. In all of them no point was made.
+/// Errors: [`Code::Refused`] when it did not end in order, when it is a standby, and when it was away for too long. In all of them no point was made.
 pub fn backup_cluster_offline(
     repository: &Repository,
     request: &OfflineBackup,
@@ -55,6 +57,10 @@ pub fn backup_cluster_offline(
     progress: &Arc<dyn Progress>,
 ) -> Result<(ClusterPoint, Duration)> {
     repository.refresh()?;
+    if request.data.join("standby.signal").exists() {
+        // Before it is stopped for nothing.
+        return Err(is_standby(&request.data));
+    }
     let programs = Programs::find(major(&request.data)?, request.programs.as_deref(), &request.path, None)?;
     let promised = Promised {
         line: request.start.clone(),
@@ -121,7 +127,7 @@ fn keep_log(
 ) -> Result<()> {
     let place = |text: &str| text.parse::<Lsn>().map_err(|()| Error::bug("a place of ours is none"));
     let (start, end) = (place(&cluster.start)?.segment_start(cluster.segment_bytes), place(&cluster.end)?);
-    let mut journal = repository.append_journal(stream(workload, &cluster.system, cluster.start_timeline))?;
+    let mut journal = repository.append_journal(stream_of(repository, workload, data, cluster)?)?;
     let read = |at: Lsn, buffer: &mut [u8]| {
         read_log(data, at, cluster.start_timeline, cluster.segment_bytes, buffer)
     };
@@ -152,6 +158,30 @@ fn keep_log(
         at = next;
     }
     journal.close().map(drop)
+}
+
+/// The stream of the log that the server ended on. Where its timeline came from is in a file beside the log, and is stored.
+fn stream_of(
+    repository: &Repository,
+    workload: &WorkloadRef,
+    data: &Path,
+    cluster: &Cluster,
+) -> Result<StreamRef> {
+    let (system, timeline) = (&cluster.system, cluster.start_timeline);
+    let mut reference = stream(workload, system, timeline);
+    if timeline > 1 {
+        let path = data.join("pg_wal").join(History::file_name(timeline));
+        let text = std::fs::read(&path).map_err(|error| {
+            Error::io(format!("cannot read {}", path.display()), error)
+                .hint("no recovery goes without it; back up online, or put it back from an archive")
+        })?;
+        let history = History::parse(timeline, text)?;
+        history::store(repository, workload, system, &history)?;
+        let last = history.before.last();
+        reference.parent =
+            last.map(|(parent, left)| (stream(workload, system, *parent).name, left.position()));
+    }
+    Ok(reference)
 }
 
 /// A server that is away.

@@ -28,7 +28,7 @@ pub use base::{BaseBackup, BaseRequest, CLUSTER, DATA, MANIFEST, TABLESPACES};
 pub use cluster::{Cluster, Tablespace};
 pub use configuration::CONFIGURATION;
 pub use lsn::Lsn;
-pub use offline::{OfflineFiles, describe_offline, read_log};
+pub use offline::{OfflineFiles, describe_offline, is_standby, read_log};
 pub use programs::{Programs, server_user};
 pub use segment::{SegmentHead, SegmentName};
 pub use server::Server;

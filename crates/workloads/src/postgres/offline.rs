@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use mainstay_core::{
-    Body, Captured, Clock, Error, Item, ItemPath, Kind, Metadata, Next, Open, Piece, Receipt, Result, Source,
-    Stamp, StreamEnd, StreamReader, Time,
+    Body, Captured, Clock, Code, Error, Item, ItemPath, Kind, Metadata, Next, Open, Piece, Receipt, Result,
+    Source, Stamp, StreamEnd, StreamReader, Time,
 };
 
 use super::base::{CLUSTER, DATA, TABLESPACES, document, is_relation};
@@ -36,6 +36,19 @@ const EMPTIED: [&str; 8] = [
 const LOG: &str = "data/pg_wal";
 const LEFT_OUT: [&str; 4] = ["postmaster.pid", "postmaster.opts", "pg_internal.init", "current_logfiles.tmp"];
 
+/// How `pg_controldata` says that a standby has ended.
+const STATE: &str = "Database cluster state";
+const STANDBY: &str = "shut down in recovery";
+
+/// What a server must not have less of than the one that wrote the log, as `pg_controldata` and as the settings name it.
+const LIMITS: [(&str, &str); 5] = [
+    ("max_connections setting", "max_connections"),
+    ("max_worker_processes setting", "max_worker_processes"),
+    ("max_wal_senders setting", "max_wal_senders"),
+    ("max_prepared_xacts setting", "max_prepared_transactions"),
+    ("max_locks_per_xact setting", "max_locks_per_transaction"),
+];
+
 /// A stopped cluster.
 pub struct OfflineFiles {
     cluster: Cluster,
@@ -52,7 +65,7 @@ enum Left {
 
 /// Describes a stopped cluster by its own files.
 ///
-/// Errors: [`mainstay_core::Code::Integrity`] when the control file makes no sense.
+/// Errors: [`Code::Integrity`] when the control file makes no sense, [`Code::Refused`] for a standby.
 pub fn describe_offline(data: &Path, programs: &Programs) -> Result<Cluster> {
     let control = programs.control(data)?;
     let field = |name: &str| {
@@ -61,6 +74,9 @@ pub fn describe_offline(data: &Path, programs: &Programs) -> Result<Cluster> {
             .cloned()
             .ok_or_else(|| Error::integrity(format!("the control file has no {name:?}")))
     };
+    if field(STATE)? == STANDBY {
+        return Err(is_standby(data));
+    }
     let number = |name: &str| {
         let value = field(name)?;
         value
@@ -101,10 +117,20 @@ pub fn describe_offline(data: &Path, programs: &Programs) -> Result<Cluster> {
         end_timeline: timeline,
         from_standby: false,
         tablespaces,
-        settings: Vec::new(),
+        settings: LIMITS
+            .iter()
+            .filter_map(|(said, name)| Some(((*name).to_owned(), control.get(*said)?.clone())))
+            .collect(),
     };
     // What reads it back checks more.
     Cluster::from_json(&cluster.to_json()?)
+}
+
+/// A standby's files are consistent only behind its last checkpoint, which lies in its primary's log.
+pub fn is_standby(data: &Path) -> Error {
+    let what =
+        format!("the server on {} is a standby, which is not backed up while it is stopped", data.display());
+    Error::new(Code::Refused, what).hint("back it up while it runs: without --offline")
 }
 
 /// Where the record at `start` ends.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay_core::{Clock, Code, Event, Progress, Silent, Time};
+use mainstay_core::{BlobStore as _, Clock, Code, Event, Progress, Silent, Time};
 use mainstay_engine::follow::Closing;
 use mainstay_engine::sqlite::{
     DatabasesBackup, FollowDatabases, Told, Until, backup_databases, follow_databases, plan_databases,
@@ -24,8 +24,12 @@ const ACCOUNTS: usize = 40;
 const TOTAL: &str = "4000";
 
 fn repository() -> Repository {
+    repository_in(MemoryStore::new())
+}
+
+fn repository_in(store: MemoryStore) -> Repository {
     let options = Options { clock: Arc::new(RealClock), state: None, tuning: Tuning::default() };
-    Repository::create(Arc::new(MemoryStore::new()), KeyRing::create().unwrap(), &[], &options).unwrap()
+    Repository::create(Arc::new(store), KeyRing::create().unwrap(), &[], &options).unwrap()
 }
 
 fn clock() -> Arc<dyn Clock> {
@@ -282,6 +286,46 @@ fn a_log_that_began_anew_unseen_is_a_hole_and_the_follower_takes_a_new_point() {
     let to = directory.path().join("to");
     restore_databases(&repository, &plan, &to, &Silent).unwrap();
     assert_eq!(check(&to.join("app.db")), 15);
+}
+
+#[test]
+fn a_journal_that_ends_within_a_transaction_brings_back_what_was_committed_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.db");
+    let mut shell = bank(&path, "wal");
+    let mut rng = Rng::new(11);
+    let store = MemoryStore::new();
+    let repository = repository_in(store.clone());
+    let stop = Arc::new(Stop::default());
+    let progress: Arc<dyn Progress> = stop.clone();
+    // Every change is an object of its own.
+    let follow =
+        FollowDatabases { databases: request(&path), closing: Closing { bytes: 1, ..Closing::default() } };
+    std::thread::scope(|scope| {
+        let follower = scope.spawn(|| follow_databases(&repository, &follow, &clock(), &progress, &|_| ()));
+        let grown = |enough: u64| {
+            patiently("the journal", PATIENCE, || Ok((stored(&repository) > enough).then_some(()))).unwrap();
+        };
+        patiently("the point", PATIENCE, || Ok((repository.points()?.len() == 1).then_some(()))).unwrap();
+        for _ in 0..3 {
+            transfer(&mut shell, &mut rng).unwrap();
+        }
+        grown(0);
+        RealClock.sleep(Duration::from_secs(1));
+        let before = stored(&repository);
+        // More than any change holds.
+        shell
+            .ask("BEGIN; UPDATE account SET filler = randomblob(100000), amount = amount + 1; INSERT INTO done VALUES (4); COMMIT;")
+            .unwrap();
+        grown(before + (3 << 20));
+        stop.0.store(true, Ordering::Relaxed);
+        follower.join().unwrap().unwrap();
+    });
+    let last = store.snapshot().keys().filter(|name| name.starts_with("journal/")).max().unwrap().clone();
+    store.delete(&last).unwrap();
+    for until in [Until::End, Until::Time(RealClock.now())] {
+        assert_eq!(has_at(&repository, &path, until).unwrap(), 3, "{until:?}");
+    }
 }
 
 #[test]

@@ -346,40 +346,39 @@ fn replay_journal(
     else {
         return Ok(None);
     };
-    let until = match plan.until {
-        Until::Place(place) => commit_before(journal, link, place)?,
-        _ => None,
-    };
-    let mut reached = None;
+    // A journal may end, or a hole begin, in the middle of a transaction: nothing behind the last commit is put anywhere.
+    let Some(last) = last_commit_until(journal, link, plan.until)? else { return Ok(None) };
     for change in changes(journal, link)? {
         progress.check()?;
         let (change, end) = change?;
-        let is_later = match plan.until {
-            Until::End => false,
-            Until::Time(time) => change.time > Some(time),
-            Until::Place(_) => until.is_none_or(|until| end.generation > until.generation),
+        if end.generation > last.generation {
+            break;
+        }
+        let after = if end.salts == link.salts { link.after } else { 0 };
+        let until = if end.generation == last.generation { last.frame } else { u32::MAX };
+        replay.change(&change, after, until)?;
+        if (end.generation, end.frame) >= (last.generation, last.frame) {
+            break;
+        }
+    }
+    Ok(Some(last))
+}
+
+/// The last commit that is wanted.
+fn last_commit_until(journal: &Journal, link: &Link, until: Until) -> Result<Option<Place>> {
+    let mut found = None;
+    for change in changes(journal, link)? {
+        let (change, end) = change?;
+        let (is_later, frames) = match until {
+            Until::End => (false, u32::MAX),
+            Until::Time(time) => (change.time > Some(time), u32::MAX),
+            Until::Place(place) if end.generation == place.generation => (false, place.frame),
+            Until::Place(place) => (end.generation > place.generation, u32::MAX),
         };
         if is_later {
             break;
         }
-        let after = if end.salts == link.salts { link.after } else { 0 };
-        let last =
-            until.filter(|until| until.generation == end.generation).map_or(u32::MAX, |until| until.frame);
-        reached = replay.change(&change, after, last)?.or(reached);
-    }
-    Ok(reached)
-}
-
-/// The last commit at or before a place.
-fn commit_before(journal: &Journal, link: &Link, place: Place) -> Result<Option<Place>> {
-    let mut found = None;
-    for change in changes(journal, link)? {
-        let (change, end) = change?;
-        if end.generation > place.generation {
-            break;
-        }
-        let until = if end.generation == place.generation { place.frame } else { u32::MAX };
-        found = last_commit(&change, until).or(found);
+        found = last_commit(&change, frames).or(found);
     }
     Ok(found)
 }

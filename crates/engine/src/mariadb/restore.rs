@@ -13,7 +13,7 @@ use mainstay_core::{
 use mainstay_repository::{Journal, PointInfo, PointReader, Repository, Stretch};
 use mainstay_workloads::mariadb::{
     self, DATA, DESCRIPTION, Description, FILE_START, Gtid, KIND, LogFile, PARTS, Place, PrivateServer,
-    log_bytes, part_offset, prepare,
+    give_to_server, log_bytes, part_offset, prepare,
 };
 
 use super::stream;
@@ -296,6 +296,7 @@ pub fn restore_server(
     let prepared = prepare_server(repository, plan, to, clock, progress)?;
     let base = plan.description.place();
     let mut reached = plan.description.log.as_ref().map(|_| base);
+    let mut is_given = false;
     if let (Some((journal, stretch)), false) = (&plan.log, plan.until == Until::Consistent) {
         let logs = to.join(LOGS);
         let files = write_logs(journal, stretch, &plan.description, &logs, progress)?;
@@ -304,6 +305,9 @@ pub fn restore_server(
         let files: Vec<PathBuf> =
             files.into_iter().take(until.map_or(0, |at| at + 1)).map(|(_, path)| path).collect();
         if stop > base {
+            // Whatever we write is written: only now, and only once.
+            give_to_server(to)?;
+            is_given = true;
             let server = PrivateServer::start(to, false, clock, progress)?;
             mariadb::replay(&server, &files, base.offset, stop.offset, &**clock, progress)?;
             server.stop(progress)?;
@@ -311,6 +315,9 @@ pub fn restore_server(
         }
         std::fs::remove_dir_all(&logs)
             .map_err(|error| Error::io("cannot remove the log that was played", error))?;
+    }
+    if !is_given {
+        give_to_server(to)?;
     }
     let name = |place: Place| {
         let base = plan.description.log.clone().unwrap_or_default();

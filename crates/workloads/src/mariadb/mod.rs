@@ -19,7 +19,7 @@ pub use backup::{BackupRequest, DATA, DESCRIPTION, Description, FilesBackup, PAR
 pub use binlog::{Event, FILE_START, Gtid, LogFile, Place, log_bytes};
 pub use follow::BinlogStream;
 pub use programs::Login;
-pub use server::{PrivateServer, prepare, replay};
+pub use server::{PrivateServer, give_to_server, prepare, replay};
 pub use wire::{Connection, Rows};
 
 /// What points of servers are called.

@@ -1,7 +1,9 @@
 //! Files of a backup made usable, and a private server on them that a log is played back into.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_core::{Clock, Code, Error, Progress, Result};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fchown, open, openat, statat};
+use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -24,6 +28,8 @@ const START_LIMIT: Duration = Duration::from_secs(3600);
 const END_LIMIT: Duration = Duration::from_secs(600);
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const USER: &str = "mainstay-recovery";
+/// A server's directories are not nearly as deep.
+const DEPTH_MAX: usize = 32;
 
 /// Whom the server's files have to belong to: the user `mysql`, when we are root.
 fn server_user() -> Option<(u32, u32)> {
@@ -37,7 +43,7 @@ fn server_user() -> Option<(u32, u32)> {
     Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
 }
 
-/// Has `mariadb-backup` make the files of a backup consistent, and hands them to the server's user.
+/// Has `mariadb-backup` make the files of a backup consistent.
 pub fn prepare(directory: &Path, clock: &dyn Clock, progress: &dyn Progress) -> Result<()> {
     let target = format!("--target-dir={}", directory.display());
     let program =
@@ -51,21 +57,63 @@ pub fn prepare(directory: &Path, clock: &dyn Clock, progress: &dyn Progress) -> 
             format!("mariadb-backup cannot prepare the files: {}", last_words(&said)),
         ));
     }
-    match server_user() {
-        Some(user) => hand_over(directory, user),
-        None => Ok(()),
-    }
+    Ok(())
+}
+
+/// Hands files to the server's user, when we are root. Nothing may be written among them by path any more, since that user
+/// can put links there from now on.
+///
+/// Errors: [`Code::Refused`] for a file that has other names as well.
+pub fn give_to_server(directory: &Path) -> Result<()> {
+    server_user().map_or(Ok(()), |user| hand_over(directory, user))
 }
 
 fn hand_over(path: &Path, user: (u32, u32)) -> Result<()> {
-    let failed = |error| Error::io(format!("cannot hand {} over", path.display()), error);
-    std::os::unix::fs::lchown(path, Some(user.0), Some(user.1)).map_err(failed)?;
-    if path.symlink_metadata().map_err(failed)?.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(failed)? {
-            hand_over(&entry.map_err(failed)?.path(), user)?;
+    let failed = |errno: Errno| Error::io(format!("cannot hand {} over", path.display()), errno.into());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = open(path, flags, Mode::empty()).map_err(failed)?;
+    let other_names =
+        hand_over_open(&directory, (Uid::from_raw(user.0), Gid::from_raw(user.1)), 0).map_err(failed)?;
+    match other_names {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Code::Refused,
+            format!("{name:?} in {} has another name elsewhere, and is not handed over", path.display()),
+        )),
+    }
+}
+
+/// Children first, so that the new owner can move nothing while we are below; nothing is followed. The first file that is
+/// known by other names too.
+fn hand_over_open(
+    directory: &OwnedFd,
+    user: (Uid, Gid),
+    depth: usize,
+) -> rustix::io::Result<Option<CString>> {
+    if depth > DEPTH_MAX {
+        return Err(Errno::LOOP);
+    }
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let below = openat(directory, name, flags, Mode::empty())?;
+            if let Some(name) = hand_over_open(&below, user, depth + 1)? {
+                return Ok(Some(name));
+            }
+        } else if found.st_nlink > 1 {
+            return Ok(Some(name.to_owned()));
+        } else {
+            chownat(directory, name, Some(user.0), Some(user.1), AtFlags::SYMLINK_NOFOLLOW)?;
         }
     }
-    Ok(())
+    fchown(directory, Some(user.0), Some(user.1))?;
+    Ok(None)
 }
 
 /// A server on prepared files that nobody else can reach: on a socket in a private directory, without log, events and
@@ -97,10 +145,10 @@ impl PrivateServer {
             password.as_str()
         );
         private_file(&place.join("init.sql"), sql.as_bytes(), user)?;
+        let mut words = vec![format!("--defaults-file={}", own_options(data, place, user)?.display())];
         if let Some(user) = user {
             hand_over(place, user)?;
         }
-        let mut words = vec![format!("--defaults-file={}", own_options(data, place, user)?.display())];
         words.extend([
             format!("--datadir={}", absolute(data)?.display()),
             format!("--socket={}", place.join("s").display()),
@@ -312,4 +360,36 @@ pub fn replay(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use mainstay_core::Code;
+
+    use super::hand_over;
+
+    #[test]
+    fn what_is_handed_over_is_what_lies_there_and_nothing_that_links_lead_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data, outside) = (directory.path().join("data"), directory.path().join("outside"));
+        std::fs::create_dir_all(data.join("shop")).unwrap();
+        std::fs::write(data.join("shop/item.ibd"), "rows").unwrap();
+        std::fs::write(&outside, "secret").unwrap();
+        symlink(&outside, data.join("shop/link")).unwrap();
+        let own = std::fs::metadata(&outside).unwrap();
+        // Whoever is not root can only hand to themselves.
+        let user = if own.uid() == 0 { (12_345, 12_345) } else { (own.uid(), own.gid()) };
+        hand_over(&data, user).unwrap();
+        for path in ["", "shop", "shop/item.ibd", "shop/link"] {
+            assert_eq!(data.join(path).symlink_metadata().unwrap().uid(), user.0, "{path}");
+        }
+        assert_eq!(std::fs::metadata(&outside).unwrap().uid(), own.uid());
+        std::fs::hard_link(&outside, data.join("shop/name")).unwrap();
+        assert_eq!(hand_over(&data, user).unwrap_err().code(), Code::Refused);
+        assert_eq!(std::fs::metadata(&outside).unwrap().uid(), own.uid());
+        symlink(&data, directory.path().join("way")).unwrap();
+        hand_over(&directory.path().join("way"), user).unwrap_err();
+    }
 }

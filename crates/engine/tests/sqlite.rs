@@ -18,7 +18,7 @@ use mainstay_repository::keys::KeyRing;
 use mainstay_repository::{Options, Repository, Tuning};
 use mainstay_testkit::lab::{PATIENCE, SqliteShell, patiently};
 use mainstay_testkit::{MemoryStore, RealClock, Rng};
-use mainstay_workloads::sqlite::Place;
+use mainstay_workloads::sqlite::{Database, Place};
 
 const ACCOUNTS: usize = 40;
 const TOTAL: &str = "4000";
@@ -382,5 +382,45 @@ fn what_is_no_database_or_is_locked_is_an_error_that_says_so() {
     std::fs::write(&hostile, [b"SQLite format 3\0".as_slice(), &[0xff; 4096]].concat()).unwrap();
     assert!(matches!(back_up(&hostile).code(), Code::Unsupported | Code::Integrity));
     assert_eq!(back_up(&directory.path().join("nothing")).code(), Code::NotFound);
+    assert!(repository.points().unwrap().is_empty());
+}
+
+#[test]
+fn links_and_what_never_answers_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (own, theirs) = (directory.path().join("own"), directory.path().join("theirs"));
+    std::fs::create_dir(&own).unwrap();
+    std::fs::create_dir(&theirs).unwrap();
+    drop(bank(&theirs.join("app.db"), "wal"));
+    let pipe = |path: &Path| {
+        rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    };
+    let repository = repository();
+    let back_up = |path: &Path| {
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        backup_databases(&repository, &request(path), &BTreeMap::new(), &clock(), &progress)
+            .unwrap_err()
+            .code()
+    };
+    std::os::unix::fs::symlink(theirs.join("app.db"), own.join("app.db")).unwrap();
+    assert_eq!(back_up(&own.join("app.db")), Code::Refused);
+    std::os::unix::fs::symlink(&theirs, own.join("more")).unwrap();
+    pipe(&own.join("pipe.db"));
+    assert_eq!(back_up(&own.join("pipe.db")), Code::Refused);
+    assert_eq!(back_up(&own), Code::NotFound, "neither is looked through");
+    // Found as a file, and a link by the time that it is opened.
+    let error = Database::open(&own.join("more/app.db")).err().unwrap();
+    assert_eq!(error.code(), Code::Refused);
+    for end in ["-wal", "-journal", "-shm"] {
+        let path = own.join(format!("with{end}"));
+        drop(bank(&path, "delete"));
+        let mut beside = path.clone().into_os_string();
+        beside.push(end);
+        pipe(Path::new(&beside));
+        assert_eq!(back_up(&path), Code::Refused, "{end}");
+        std::fs::remove_file(&beside).unwrap();
+        std::os::unix::fs::symlink(theirs.join("app.db"), &beside).unwrap();
+        assert_eq!(back_up(&path), Code::Refused, "{end}");
+    }
     assert!(repository.points().unwrap().is_empty());
 }

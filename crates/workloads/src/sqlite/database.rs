@@ -9,7 +9,7 @@ use mainstay_core::{Code, Error, Result};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::kept::Kept;
+use super::kept::{Kept, There};
 use super::place::Place;
 use super::wal::Header;
 
@@ -41,12 +41,22 @@ pub struct Held {
 }
 
 impl Database {
-    /// Errors: [`Code::Unsupported`] for what is no database that can be read; [`Code::Io`] where SQLite's files beside
-    /// it cannot be made.
+    /// `path`: without links; see [`super::find`].
+    ///
+    /// Errors: [`Code::Unsupported`] for what is no database that can be read; [`Code::Refused`] for a link, or what is no
+    /// file, there or beside it; [`Code::Io`] where SQLite's files beside it cannot be made.
     pub fn open(path: &Path) -> Result<Self> {
         let kept = Kept::open(path)?;
+        // SQLite would wait for ever for what never answers.
+        for end in ["-journal", "-wal", "-shm"] {
+            There::find(&beside(path, end))?;
+        }
         let readers = [connect(path)?, connect(path)?];
         let writer = connect(path)?;
+        if !kept.is_at(path) {
+            let what = format!("{} became another file while it was opened", path.display());
+            return Err(Error::new(Code::Conflict, what));
+        }
         let asked = |name: &str| {
             let value = writer
                 .query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, rusqlite::types::Value>(0));
@@ -85,13 +95,9 @@ impl Database {
 
     /// The log, if there is one. It holds no locks, so it can be opened and closed at will.
     pub(super) fn log(&self) -> Result<Option<File>> {
-        let mut name = self.path.clone().into_os_string();
-        name.push("-wal");
-        match File::open(&name) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(format!("cannot open {}", Path::new(&name).display()), error)),
-        }
+        let path = beside(&self.path, "-wal");
+        let file = There::find(&path)?.map(|there| there.open());
+        file.transpose().map_err(|error| Error::io(format!("cannot open {}", path.display()), error))
     }
 
     /// Holds the database as it is now, for a backup: until [`Database::release`] its file does not move, and nothing
@@ -218,6 +224,8 @@ impl Database {
 
     /// SQLite's own check of a database that nobody else uses. What is wrong, if anything is.
     pub fn quick_check(path: &Path) -> Result<Vec<String>> {
+        let path = &std::fs::canonicalize(path)
+            .map_err(|error| Error::io(format!("cannot find {}", path.display()), error))?;
         let kept = Kept::open(path)?;
         let connection = connect(path)?;
         let check = |connection: &Connection| {
@@ -238,8 +246,16 @@ pub(super) struct Moved {
     is_all: bool,
 }
 
+/// What SQLite keeps beside a database.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(end);
+    name.into()
+}
+
 fn connect(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let open = || {
         let connection = Connection::open_with_flags(path, flags)?;
         // Whoever closes last would otherwise move the log and delete it, behind the back of the one who follows it.

@@ -1,13 +1,12 @@
 //! Databases under a directory, told by what they begin with.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 use mainstay_core::{Code, Error, ItemPath, Result};
 
-use super::kept;
+use super::kept::There;
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// More directories below each other are a loop, or an attack.
@@ -21,9 +20,11 @@ pub struct Found {
 }
 
 /// What an address names: one database, those below a directory, or those that fit a pattern such as `/srv/*/app.db` or
-/// `/var/lib/app/**`. Sorted by name. Links are not followed.
+/// `/var/lib/app/**`. Sorted by name. Links are not followed, but for those in the directory that is named; paths come
+/// without any.
 ///
-/// Errors: [`Code::NotFound`] when there is none; [`Code::Unsupported`] for a file that is none.
+/// Errors: [`Code::NotFound`] when there is none; [`Code::Unsupported`] for a file that is none; [`Code::Refused`] for a
+/// link to one.
 pub fn find(pattern: &Path) -> Result<Vec<Found>> {
     let text = pattern.to_str().unwrap_or_default();
     let (top, matcher) = match text.find(['*', '?', '[']) {
@@ -33,13 +34,16 @@ pub fn find(pattern: &Path) -> Result<Vec<Found>> {
         }
         None => (pattern, None),
     };
-    let metadata =
-        std::fs::metadata(top).map_err(|error| Error::io(format!("cannot find {}", top.display()), error))?;
-    if !metadata.is_dir() {
-        return one(top).map(|found| vec![found]);
+    let failed = |error| Error::io(format!("cannot find {}", top.display()), error);
+    if !std::fs::metadata(top).map_err(failed)?.is_dir() {
+        let above = top.parent().unwrap_or(Path::new("/"));
+        let above = std::fs::canonicalize(above).map_err(failed)?;
+        return one(&above.join(top.file_name().unwrap_or_default())).map(|found| vec![found]);
     }
+    let real = std::fs::canonicalize(top).map_err(failed)?;
+    let fits = |name: &Path| matcher.as_ref().is_none_or(|matcher| matcher.is_match(top.join(name)));
     let mut found = Vec::new();
-    walk(top, top, matcher.as_ref(), 0, &mut found)?;
+    walk(&real, &real, &fits, 0, &mut found)?;
     found.sort();
     if found.is_empty() {
         let what = format!("there is no SQLite database at {}", pattern.display());
@@ -70,7 +74,7 @@ fn one(path: &Path) -> Result<Found> {
 fn walk(
     directory: &Path,
     top: &Path,
-    matcher: Option<&GlobMatcher>,
+    fits: &dyn Fn(&Path) -> bool,
     depth: usize,
     found: &mut Vec<Found>,
 ) -> Result<()> {
@@ -80,13 +84,18 @@ fn walk(
         let entry = entry.map_err(failed)?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
         if kind.is_dir() && depth < DEPTH_MAX {
-            walk(&path, top, matcher, depth + 1, found)?;
-        }
-        let fits = matcher.is_none_or(|matcher| matcher.is_match(&path));
-        if !kind.is_file() || !fits || !is_database(&path)? {
-            continue;
+            walk(&path, top, fits, depth + 1, found)?;
         }
         let name = path.strip_prefix(top).unwrap_or(&path);
+        if !kind.is_file() || !fits(name) {
+            continue;
+        }
+        match is_database(&path) {
+            Ok(true) => {}
+            // It has become something else meanwhile.
+            Err(error) if error.code() != Code::Refused => return Err(error),
+            Ok(false) | Err(_) => continue,
+        }
         let name = ItemPath::new(name.as_os_str().as_bytes())
             .map_err(|error| Error::bug("a path below a directory is no path").because(error))?;
         found.push(Found { name, path });
@@ -95,11 +104,12 @@ fn walk(
 }
 
 fn is_database(path: &Path) -> Result<bool> {
-    if kept::holds(path) {
+    let Some(there) = There::find(path)? else { return Ok(false) };
+    if there.is_kept() {
         return Ok(true);
     }
     let mut start = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    let read = there.open().and_then(|mut file| file.read_exact(&mut start));
     match read {
         Ok(()) => Ok(start == *MAGIC),
         Err(error)

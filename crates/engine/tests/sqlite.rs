@@ -329,6 +329,46 @@ fn a_journal_that_ends_within_a_transaction_brings_back_what_was_committed_befor
 }
 
 #[test]
+fn a_follower_that_finds_nothing_any_more_says_so_and_goes_on_when_it_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (top, away) = (directory.path().join("app"), directory.path().join("away"));
+    std::fs::create_dir(&top).unwrap();
+    drop(bank(&top.join("one.db"), "wal"));
+    let repository = repository();
+    let stop = Arc::new(Stop::default());
+    let progress: Arc<dyn Progress> = stop.clone();
+    let follow = FollowDatabases { databases: request(&top), closing: Closing::default() };
+    let heard = Mutex::new(Vec::new());
+    let told = |told: Told| {
+        heard.lock().unwrap().push(match told {
+            Told::Follows(name) => format!("follows {name}"),
+            Told::Point(_) => "point".into(),
+            Told::Failed(name, _) => format!("failed {name}"),
+        });
+    };
+    std::thread::scope(|scope| {
+        let follower = scope.spawn(|| follow_databases(&repository, &follow, &clock(), &progress, &told));
+        let hears = |what: &str| {
+            let has = || heard.lock().unwrap().iter().any(|line| line == what);
+            patiently(what, PATIENCE, || Ok((has() || follower.is_finished()).then_some(()))).unwrap();
+            assert!(has(), "{what}: {:?}", heard.lock().unwrap());
+        };
+        hears("follows one.db");
+        hears("point");
+        std::fs::rename(&top, &away).unwrap();
+        hears(&format!("failed {}", top.display()));
+        drop(bank(&away.join("two.db"), "wal"));
+        heard.lock().unwrap().clear();
+        std::fs::rename(&away, &top).unwrap();
+        hears("follows one.db");
+        hears("follows two.db");
+        hears("point");
+        stop.0.store(true, Ordering::Relaxed);
+        follower.join().unwrap().unwrap();
+    });
+}
+
+#[test]
 fn databases_below_a_directory_with_and_without_a_log_come_back_and_other_files_are_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let top = directory.path().join("app");

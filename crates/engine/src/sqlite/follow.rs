@@ -35,7 +35,8 @@ pub enum Told {
     Follows(String),
     /// A point was taken, because a log had none behind it.
     Point(Box<PointInfo>),
-    /// A database is not followed, or no longer; it is tried again unless it has no log.
+    /// A database is not followed, or no longer; it is tried again unless it has no log. Under the pattern that names them:
+    /// they cannot be looked for, or no point can be taken; both are tried again.
     Failed(String, String),
 }
 
@@ -61,6 +62,7 @@ pub fn follow_databases(
         started,
         places: BTreeMap::new(),
         hopeless: BTreeSet::new(),
+        needs_point: false,
     };
     std::thread::scope(|scope| all.run(scope, told))
 }
@@ -82,6 +84,7 @@ struct Followers<'a> {
     places: BTreeMap<String, Place>,
     /// Those without a log.
     hopeless: BTreeSet<String>,
+    needs_point: bool,
 }
 
 type Threads<'scope> = BTreeMap<String, ScopedJoinHandle<'scope, Result<()>>>;
@@ -94,10 +97,19 @@ impl<'a> Followers<'a> {
         let mut threads: Threads<'scope> = BTreeMap::new();
         let mut ever = false;
         loop {
-            self.start_missing(scope, &mut threads)?;
+            // While somebody follows it must not end here: the scope would wait for the others for ever.
+            match self.start_missing(scope, &mut threads) {
+                Err(error) if !ever && threads.is_empty() => return Err(error),
+                Err(error) => told(self.failed(&error)),
+                Ok(()) => {}
+            }
+            self.take_point(told);
             let looked = self.clock.monotonic();
             while self.clock.monotonic().saturating_sub(looked) < AGAIN_EVERY {
-                ever |= self.hear(told)?;
+                if self.hear(told) {
+                    ever = true;
+                    self.take_point(told);
+                }
                 if let Some(error) = self.reap(&mut threads, told).filter(|_| !ever && threads.is_empty()) {
                     return Err(error);
                 }
@@ -144,22 +156,37 @@ impl<'a> Followers<'a> {
         Ok(())
     }
 
-    /// Hears of what was started, and takes the point that it needs. Whether anything was.
-    fn hear(&mut self, told: &dyn Fn(Told)) -> Result<bool> {
-        let mut needs_point = false;
+    /// Hears of what was started. Whether anything was.
+    fn hear(&mut self, told: &dyn Fn(Told)) -> bool {
         let mut any = false;
-        while let Ok(Started { name, place, needs_point: needs }) = self.started.try_recv() {
-            (needs_point, any) = (needs_point || needs, true);
+        while let Ok(Started { name, place, needs_point }) = self.started.try_recv() {
+            any = true;
+            self.needs_point |= needs_point;
             self.places.insert(name.clone(), place);
             told(Told::Follows(name));
         }
-        if needs_point {
-            let (request, places) = (&self.request.databases, &self.places);
-            let made = backup_databases(self.repository, request, places, self.clock, self.progress)?;
-            told(Told::Point(Box::new(made)));
-            self.places.clear();
+        any
+    }
+
+    /// Takes the point that a log needs, if one does; later, if it cannot be taken now.
+    fn take_point(&mut self, told: &dyn Fn(Told)) {
+        if !self.needs_point || self.progress.cancelled() {
+            return;
         }
-        Ok(any)
+        let (request, places) = (&self.request.databases, &self.places);
+        match backup_databases(self.repository, request, places, self.clock, self.progress) {
+            Ok(made) => {
+                self.needs_point = false;
+                self.places.clear();
+                told(Told::Point(Box::new(made)));
+            }
+            Err(_cancelled) if self.progress.cancelled() => {}
+            Err(error) => told(self.failed(&error)),
+        }
+    }
+
+    fn failed(&self, error: &Error) -> Told {
+        Told::Failed(self.request.databases.pattern.display().to_string(), error.chain().join(": "))
     }
 
     /// Takes leave of those that ended. The error of the last one.

@@ -329,6 +329,7 @@ fn a_journal_that_ends_within_a_transaction_brings_back_what_was_committed_befor
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a directory that goes away and comes back")]
 fn a_follower_that_finds_nothing_any_more_says_so_and_goes_on_when_it_is_back() {
     let directory = tempfile::tempdir().unwrap();
     let (top, away) = (directory.path().join("app"), directory.path().join("away"));

@@ -204,6 +204,12 @@ fn a_log_that_the_server_no_longer_has_is_a_hole_with_a_reason() {
     let to = directory.path().join("to");
     restore(&repository, Until::End, &to).unwrap();
     assert_eq!(MariaDb::adopt(&to).unwrap().ask("SELECT count(*) FROM shop.mark").unwrap(), "2");
+    // Forgotten once more, with a file of the same number: the journal's is of the life before.
+    server.ask("RESET MASTER").unwrap();
+    let made = back_up(&repository, &server).unwrap();
+    assert_eq!(made.description.epoch, 2);
+    let plan = plan_server(&repository, &made.point.workload.id, Until::End).unwrap();
+    assert!(plan.note.unwrap().contains("no log behind"));
 }
 
 /// Transfers between accounts that were acknowledged, and when.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mainstay_core::{
-    Captured, Clock, Event, Next, Phase, Progress, Receipt, Result, Source, WorkloadKind, WorkloadRef,
+    Captured, Clock, Code, Event, Next, Phase, Progress, Receipt, Result, Source, WorkloadKind, WorkloadRef,
 };
 use mainstay_repository::{Compression, Parent, PointInfo, Repository, WriteRequest};
 use mainstay_workloads::mariadb::{BackupRequest, Connection, Description, FilesBackup, KIND, Login, Place};
@@ -61,10 +61,13 @@ pub fn backup_server(
     let epoch = match Files::of(&mut connection) {
         Ok(files) => {
             let journal = repository.append_journal(stream(&workload, &files.base))?;
-            files.epoch(journal.end().and_then(Place::from_position))
+            let end = journal.end().and_then(Place::from_position);
+            // Asked again, since somebody who follows it may have come further meanwhile.
+            Files::of(&mut connection)?.epoch(end)
         }
         // Its files can be kept without a log.
-        Err(_no_log) => 0,
+        Err(error) if error.code() == Code::Unsupported => 0,
+        Err(error) => return Err(error),
     };
     let how = BackupRequest { replica: request.replica };
     let mut files = FilesBackup::start(&mut connection, login, how, Arc::clone(clock), Arc::clone(progress))?;

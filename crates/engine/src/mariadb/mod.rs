@@ -28,6 +28,8 @@ struct Files {
     base: String,
     first: u32,
     last: u32,
+    /// How long the last one is, in bytes.
+    length: u64,
 }
 
 impl Files {
@@ -41,16 +43,17 @@ impl Files {
         let rows = connection.query("SHOW BINARY LOGS")?;
         let names = rows.iter().filter_map(|row| row.first()?.as_ref()?.parse::<LogFile>().ok());
         let names: Vec<LogFile> = names.collect();
+        let length = rows.last().and_then(|row| row.get(1)?.as_ref()?.parse().ok()).unwrap_or(u64::MAX);
         match (names.first(), names.last()) {
             (Some(first), Some(last)) => {
-                Ok(Self { base: last.base.clone(), first: first.number, last: last.number })
+                Ok(Self { base: last.base.clone(), first: first.number, last: last.number, length })
             }
             _ => Err(Error::new(Code::Io, "the server names no file of its binary log")),
         }
     }
 
-    /// Which epoch they are of, when a journal ends there.
+    /// Which epoch they are of, when a journal ends there: another one when they end before that.
     fn epoch(&self, end: Option<Place>) -> u32 {
-        end.map_or(0, |end| end.epoch + u32::from(self.last < end.file))
+        end.map_or(0, |end| end.epoch + u32::from((self.last, self.length) < (end.file, end.offset)))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_core::Progress;
+use mainstay_core::{Code, Progress};
 use mainstay_engine::postgres::{ClusterBackup, ClusterPoint, backup_cluster};
 
 use super::super::{Done, backup as files, check_tag};
@@ -37,8 +37,7 @@ pub(super) fn run(arguments: &DbBackup, session: &mut Session) -> Done {
     let dial = |replication| server.dial(replication);
     let done = backup_cluster(&repository, &dial, &request, &session.doors.clock, &progress);
     drop(progress);
-    tell(done?, None, request.tags, began, session);
-    Ok(None)
+    tell(done?, None, request.tags, began, session)
 }
 
 /// Says what was made, and for how long the server was away for it.
@@ -48,7 +47,7 @@ pub(super) fn tell(
     tags: Vec<String>,
     began: Duration,
     session: &Session,
-) {
+) -> Done {
     let ClusterPoint { point, version, start, end, timeline, notes } = made;
     notes.iter().for_each(|note| session.report.note(note));
     session.report.line(&Line::ClusterCaptured(ClusterCaptured {
@@ -70,4 +69,5 @@ pub(super) fn tell(
         counts: Totals::from(&point.counts),
         seconds: session.seconds_since(began),
     }));
+    Ok((point.counts.skipped > 0).then_some(Code::Partial))
 }

@@ -41,6 +41,5 @@ pub(super) fn run(arguments: &DbBackup, data: &Path, name: String, session: &mut
     drop(progress);
     let (point, away) = done?;
     session.report.say(&format!("the server was away for {:.1} s", away.as_secs_f64()));
-    backup::tell(point, Some(away), request.tags, began, session);
-    Ok(None)
+    backup::tell(point, Some(away), request.tags, began, session)
 }

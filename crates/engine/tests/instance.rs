@@ -293,7 +293,10 @@ fn a_stopped_server_is_backed_up_and_started_again_whatever_happens() {
     let scene = Scene::new(&[]);
     let space = scene.server.space("space").unwrap();
     let ask = |sql: &str| scene.server.ask("postgres", sql).unwrap();
-    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", space.display()));
+    // By a link, which is not what is to be kept.
+    let linked = space.with_file_name("linked");
+    std::os::unix::fs::symlink(&space, &linked).unwrap();
+    ask(&format!("CREATE TABLESPACE extra LOCATION '{}'", linked.display()));
     ask("CREATE TABLE item TABLESPACE extra AS SELECT generate_series(1, 1000) n");
     let request = offline(&scene.server);
     let back_up =

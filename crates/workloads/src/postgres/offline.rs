@@ -161,6 +161,16 @@ pub fn read_log(data: &Path, at: Lsn, timeline: u32, segment_bytes: u64, buffer:
         .map_err(|error| Error::io(format!("cannot read {}", path.display()), error))
 }
 
+/// The directory itself, where a path leads to it by links: what is kept must not be the link.
+fn directory_at(path: &Path) -> Result<PathBuf> {
+    let found = std::fs::canonicalize(path);
+    let found = found.map_err(|error| Error::io(format!("cannot find {}", path.display()), error))?;
+    if found.is_dir() {
+        return Ok(found);
+    }
+    Err(Error::new(Code::Refused, format!("{} is no directory", path.display())))
+}
+
 impl OfflineFiles {
     /// Of a server that has ended just now.
     pub fn new(data: &Path, cluster: Cluster, clock: &dyn Clock) -> Result<Self> {
@@ -171,7 +181,7 @@ impl OfflineFiles {
         let spaces = cluster.tablespaces.iter();
         for space in spaces {
             let path = path(format!("{TABLESPACES}/{}", space.oid).as_bytes())?;
-            left.push(Left::Path(PathBuf::from(&space.location), path));
+            left.push(Left::Path(directory_at(Path::new(&space.location))?, path));
         }
         if !cluster.tablespaces.is_empty() {
             let metadata = Metadata { mode: 0o700, ..metadata_of(data)? };
@@ -183,7 +193,7 @@ impl OfflineFiles {
             };
             left.push(Left::Item(Box::new(item)));
         }
-        left.push(Left::Path(data.to_owned(), path(DATA.as_bytes())?));
+        left.push(Left::Path(directory_at(data)?, path(DATA.as_bytes())?));
         Ok(Self { cluster, moment: clock.now(), left })
     }
 
